@@ -1,0 +1,90 @@
+"""The canonical JSON form of a value, so that equal values are equal bytes.
+
+Two doors lead to the same form. `encode` takes any JSON value, floats included, for documents of others.
+`encode_record` is for our own records, which hold no floats and have ASCII keys; there the order of
+code points is the order of UTF-16 units, so a fast encoder gives RFC 8785 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import msgspec
+import orjson
+import rfc8785
+
+from domain.errors import NotCanonicalError
+
+INTEGER_MAX = 2**53 - 1
+
+_RECORD = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
+
+
+def _refuse_float(text: str) -> NoReturn:
+    raise NotCanonicalError("a record holds no floats: write decimals as strings", got=text[:32])
+
+
+_DECODER = msgspec.json.Decoder(float_hook=_refuse_float)
+
+
+def encode(value: Any) -> bytes:
+    """Write any JSON value in canonical form.
+
+    Cost:   about a microsecond per member; for documents, not for the path of a command.
+    Errors: not_canonical.
+    Source: RFC 8785, section 3.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
+        raise NotCanonicalError(str(error)) from error
+
+
+def encode_record(value: Any) -> bytes:
+    """Write a value of ours in canonical form: no floats, ASCII keys, lists rather than tuples.
+
+    Cost:   one encoding, one decoding and one comparison, all in C.
+    Errors: not_canonical.
+    Source: RFC 8785, section 3.
+    """
+    try:
+        data = orjson.dumps(value, option=_RECORD)
+        read = _DECODER.decode(data)
+    except (orjson.JSONEncodeError, msgspec.MsgspecError, RecursionError) as error:
+        raise NotCanonicalError(str(error)) from error
+    # The encoder writes NaN as null and some classes as strings; what does not read back is no JSON value.
+    if read != value:
+        raise NotCanonicalError("a record is made of objects, lists, strings, integers, true, false and null")
+    if not data.isascii() and not _keys_are_ascii(read):
+        raise NotCanonicalError("keys of records are ASCII")
+    return data
+
+
+def is_canonical(data: bytes) -> bool:
+    """Tell whether bytes are a record in canonical form: re-encoding what they say gives them again.
+
+    Cost: one decoding and one encoding, both in C.
+    """
+    try:
+        value = _DECODER.decode(data)
+        if orjson.dumps(value, option=_RECORD) != data:
+            return False
+    except (NotCanonicalError, msgspec.MsgspecError, orjson.JSONEncodeError, RecursionError, UnicodeError):
+        return False
+    return data.isascii() or _keys_are_ascii(value)
+
+
+def _keys_are_ascii(value: Any) -> bool:
+    return all(key.isascii() for key in _keys(value))
+
+
+def _keys(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            yield from current
+            waiting.extend(current.values())
+        elif isinstance(current, list):
+            waiting.extend(current)

@@ -1,0 +1,554 @@
+"""The one gate: every change of the ledger passes `Ledger.act`, and nothing else writes.
+
+    act(use case, command, caller)
+      1  may this caller do this?              roles named by the use case
+      2  was this key answered before?         then the same answer again
+      3  decide                                the use case, a plain function over a `Case`
+      4  commit                                one group commit; the log has the last word
+
+Aggregates stay resident, so a busy one is decided on top of events that are still on their way to the disk.
+Between a decision and its submission there is no await, so the order of decisions is the order of versions.
+If the log refuses a commit, everything decided on top of it is refused too and decided again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+from pydantic import BaseModel
+
+from domain.book import Entry
+from domain.errors import (
+    ConflictError,
+    ForbiddenError,
+    IdempotencyKeyReusedError,
+    InvalidIdempotencyKeyError,
+    LedgerError,
+    NotFoundError,
+    VersionMismatchError,
+)
+from domain.log.records import Aggregate, Event, MoneyEvent, Record, address_text, digest, encode, encode_state
+from domain.log.hashes import leaf_hash
+
+ATTEMPTS_MAX = 64
+REMEMBERED_MAX = 50_000
+
+A = TypeVar("A", bound=Aggregate)
+
+
+class Caller(NamedTuple):
+    """Who asks: a subject of a tenant, with roles."""
+
+    subject: str
+    tenant: str
+    roles: frozenset[str]
+
+
+class Row(NamedTuple):
+    """A record on its way to the log."""
+
+    stream: str
+    version: int
+    type: str
+    tenant: str
+    address: bytes
+    leaf: bytes
+    record: bytes
+
+
+class State(NamedTuple):
+    """The current state of a changed aggregate."""
+
+    kind: str
+    id: str
+    version: int
+    address: bytes
+    tenant: str
+    owner: str | None
+    status: str
+    deadline: str | None
+    parties: list[str] | None
+    state: bytes
+    search: str | None
+
+
+class Key(NamedTuple):
+    """An idempotency key with what was asked and what was answered."""
+
+    id: bytes
+    digest: bytes
+    status: int
+    answer: bytes
+
+
+class Commit:
+    """What a command asks of the log: all of it, or none.
+
+    The recorder sets `position` (of the first row) or `error`, then resolves `future`; the error is never put
+    into the future, so that a caller who went away leaves no unread exception. `reads` are the streams the
+    decision looked at, and `epoch` says how much the gate knew then of what other processes wrote.
+    """
+
+    __slots__ = (
+        "after", "entries", "epoch", "error", "future", "key", "position", "reads", "rows", "states", "waiter",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rows: Sequence[Row] = (),
+        entries: Sequence[tuple[int, Sequence[Entry]]] = (),
+        states: Sequence[State] = (),
+        key: Key | None = None,
+        reads: Sequence[str] = (),
+        after: Sequence[Commit] = (),
+        epoch: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.entries = entries
+        self.states = states
+        self.key = key
+        self.reads = reads
+        self.after = after
+        self.epoch = epoch
+        self.position: int | None = None
+        self.error: BaseException | None = None
+        self.future: asyncio.Future[None] | None = None
+        self.waiter: Any = None
+
+    @property
+    def done(self) -> bool:
+        return self.position is not None or self.error is not None
+
+
+class Redo(Exception):
+    """The log moved under a decision: decide again."""
+
+
+class KeyKnown(Exception):
+    """The log holds an answer for this key."""
+
+
+class Final(Exception):
+    """The log has spoken: the cause is the caller's answer, and deciding again would not change it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class Answer(NamedTuple):
+    """What a command came to.
+
+    Units: position is of its first record, or None where it wrote nothing.
+    """
+
+    body: bytes
+    position: int | None
+    event_count: int
+    repeated: bool = False
+
+
+class Loaded(NamedTuple):
+    """An aggregate as the log last committed it."""
+
+    aggregate: Aggregate
+    address: bytes
+
+
+class Remembered(NamedTuple):
+    """The stored row of a key."""
+
+    digest: bytes
+    status: int
+    answer: bytes
+    position: int | None
+    event_count: int
+
+
+class Log(Protocol):
+    """What the gate needs of the place that holds the log."""
+
+    def submit(self, commit: Commit) -> None:
+        """Queue a commit and give it a future of the running loop."""
+
+    async def load(self, streams: Sequence[str]) -> dict[str, Loaded]:
+        """Read the aggregates that exist among these streams."""
+
+    async def remembered(self, key_id: bytes) -> Remembered | None:
+        """Read what was answered under a key."""
+
+
+class _Resident:
+    __slots__ = ("address", "aggregate", "commit")
+
+    def __init__(self, aggregate: Aggregate | None, address: bytes | None) -> None:
+        self.aggregate = aggregate  # None: spoiled, to be read again once `commit` is done
+        self.address = address
+        self.commit: Commit | None = None
+
+
+class _Missing(Exception):
+    def __init__(self, stream: str) -> None:
+        self.stream = stream
+
+
+UseCase = Callable[..., Any]
+
+
+class Ask(NamedTuple):
+    """A request on its way through the gate."""
+
+    use_case: UseCase
+    command: BaseModel
+    caller: Caller
+    mark: Key | None
+    if_match: int | None
+    correlation: str | None
+    causation: str | None
+    gather: Callable[[], Awaitable[dict[str, Any]]] | None
+
+
+def allow(*roles: str) -> Callable[[UseCase], UseCase]:
+    """Name the roles that may call a use case; without any, every caller with a token may."""
+
+    def mark(use_case: UseCase) -> UseCase:
+        use_case.roles = frozenset(roles)  # type: ignore[attr-defined]
+        return use_case
+
+    return mark
+
+
+class Case:
+    """One decision in the making: what it reads, and the events it leads to."""
+
+    __slots__ = (
+        "_absent", "_causation", "_correlation", "_ledger", "_reads", "_touched", "caller", "entries", "if_match",
+        "now", "rows",
+    )  # fmt: skip
+
+    def __init__(self, ledger: Ledger, ask: Ask, now: str, absent: set[str]) -> None:
+        self.caller = ask.caller
+        self.now = now
+        self.if_match = ask.if_match
+        self.rows: list[Row] = []
+        self.entries: list[tuple[int, Sequence[Entry]]] = []
+        self._ledger = ledger
+        self._absent = absent
+        self._correlation = ask.correlation
+        self._causation = ask.causation
+        self._reads: dict[str, _Resident] = {}
+        self._touched: dict[str, _Resident] = {}
+
+    def find(self, cls: type[A], name: str) -> A | None:
+        """Read an aggregate, or None where there is none."""
+        stream = f"{cls.KIND}/{name}"
+        resident = self._reads.get(stream)
+        if resident is None:
+            resident = self._ledger.resident(stream)
+            if resident is None:
+                if stream in self._absent:
+                    return None
+                raise _Missing(stream)
+            self._reads[stream] = resident
+        return resident.aggregate  # type: ignore[return-value]
+
+    def get(self, cls: type[A], name: str, missing: type[NotFoundError] = NotFoundError) -> A:
+        """Read an aggregate that must exist."""
+        aggregate = self.find(cls, name)
+        if aggregate is None:
+            raise missing(id=name)
+        return aggregate
+
+    def get_own(self, cls: type[A], name: str, missing: type[NotFoundError] = NotFoundError) -> A:
+        """Read an aggregate of the caller's tenant; another tenant's is as good as absent."""
+        aggregate = self.get(cls, name, missing)
+        if aggregate.tenant != self.caller.tenant and "operator" not in self.caller.roles:
+            raise missing(id=name)
+        return aggregate
+
+    def match_version(self, aggregate: Aggregate) -> None:
+        """Hold the caller's If-Match against an aggregate.
+
+        Errors: version_mismatch.
+        """
+        if self.if_match is not None and self.if_match != aggregate.version:
+            raise VersionMismatchError(version=aggregate.version, if_match=self.if_match)
+
+    def new_id(self, kind: str) -> str:
+        """Give a fresh, time-ordered id such as `offer-0199...`."""
+        return f"{kind}-{self._ledger.next_id()}"
+
+    def create(self, cls: type[A], name: str, event: Event, tenant: str | None = None) -> A:
+        """Start a stream with its first event."""
+        aggregate = cls(id=name, tenant=tenant or self.caller.tenant)
+        self._reads[aggregate.stream] = _Resident(aggregate, None)
+        return self.emit(aggregate, event)
+
+    def emit(self, aggregate: A, event: Event) -> A:
+        """Write an event: it becomes a record, and the aggregate changes at once."""
+        stream = aggregate.stream
+        resident = self._reads[stream]
+        record = Record(
+            self.caller.subject,
+            self.now,
+            self._causation,
+            self._correlation,
+            event,
+            None if resident.address is None else address_text(resident.address),
+            event.SCHEMA,
+            stream,
+            aggregate.tenant,
+            event.TOPIC,
+            aggregate.version + 1,
+        )
+        data = encode(record)
+        # From here on the aggregate is ahead of the log; if the decision ends in a refusal it is read again.
+        self._touched[stream] = resident
+        aggregate.mutate(record)
+        resident.address = digest(data)
+        if isinstance(event, MoneyEvent) and event.money:
+            self.entries.append((len(self.rows), event.money))
+        self.rows.append(
+            Row(stream, record.version, event.TOPIC, aggregate.tenant, resident.address, leaf_hash(data), data)
+        )
+        return aggregate
+
+    def commit(self, key: Key | None) -> Commit:
+        """Make the commit of what was decided; it falls with the pending ones it was decided on."""
+        after = [r.commit for r in self._reads.values() if r.commit is not None and not r.commit.done]
+        states = [_state(r) for r in self._touched.values()]
+        return Commit(self.rows, self.entries, states, key, tuple(self._reads), after, self._ledger.epoch)
+
+    def withdraw(self) -> None:
+        """Take back what was decided; aggregates that had changed are read again."""
+        for resident in self._touched.values():
+            resident.aggregate = None
+        self.rows, self.entries, self._touched = [], [], {}
+
+
+def _state(resident: _Resident) -> State:
+    a = resident.aggregate
+    assert a is not None and resident.address is not None
+    return State(
+        a.KIND, a.id, a.version, resident.address, a.tenant, a.owner_key(), a.status_key(), a.deadline_key(),
+        a.party_keys(), encode_state(a), a.search_text(),
+    )  # fmt: skip
+
+
+class Ledger:
+    """The gate. One per process and event loop.
+
+    clock gives RFC 3339 text that never goes back; next_id gives time-ordered unique text.
+    """
+
+    def __init__(
+        self, log: Log, *, clock: Callable[[], str], next_id: Callable[[], str], resident_max: int = 10_000
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self.next_id = next_id
+        self._resident_max = resident_max
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._inflight: dict[bytes, asyncio.Future[None]] = {}
+        self._remembered: OrderedDict[bytes, Remembered] = OrderedDict()
+        self.epoch = 0
+
+    async def act(
+        self,
+        use_case: UseCase,
+        command: BaseModel,
+        caller: Caller,
+        *,
+        key: str | None = None,
+        if_match: int | None = None,
+        correlation: str | None = None,
+        causation: str | None = None,
+        gather: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+    ) -> Answer:
+        """Carry out a command, once.
+
+        `gather` reads what the use case needs beyond single aggregates; it is asked again at each attempt.
+        Errors: forbidden, idempotency_key_reused, invalid_idempotency_key, conflict; the use case's own;
+                unavailable, overloaded, shutting_down.
+        """
+        roles = getattr(use_case, "roles", frozenset())
+        if roles and not roles & caller.roles:
+            raise ForbiddenError(f"this needs one of the roles {', '.join(sorted(roles))}", roles=sorted(roles))
+        mark = None if key is None else _mark(key, caller, use_case, command, if_match)
+        ask = Ask(use_case, command, caller, mark, if_match, correlation, causation, gather)
+        try:
+            return await (self._attempt(ask) if mark is None else self._once(ask, mark))
+        except Final as final:
+            raise final.error from None
+
+    async def _once(self, ask: Ask, mark: Key) -> Answer:
+        """Let one request of a key through at a time; the others hear its answer."""
+        while (running := self._inflight.get(mark.id)) is not None:
+            await asyncio.wait([running])
+        if (known := self._remembered.get(mark.id)) is not None:
+            return _repeat(known, mark)
+        self._inflight[mark.id] = future = asyncio.get_running_loop().create_future()
+        try:
+            return await self._attempt(ask)
+        finally:
+            del self._inflight[mark.id]
+            future.set_result(None)
+
+    async def _attempt(self, ask: Ask) -> Answer:
+        for _ in range(ATTEMPTS_MAX):
+            given = await ask.gather() if ask.gather else {}
+            case, body, refusal = await self._decide(ask, given)
+            try:
+                if refusal is None:
+                    answer = await self._commit(case, body, ask.mark)
+                else:
+                    answer = await self._refuse(case, refusal, ask.mark)
+            except BaseException:
+                case.withdraw()
+                raise
+            if answer is not None:
+                return answer
+        raise ConflictError("the command lost against others too many times; send it again")
+
+    async def _decide(self, ask: Ask, given: dict[str, Any]) -> tuple[Case, bytes, LedgerError | None]:
+        """Run the use case until all it reads is in memory; the last run and what follows are one step."""
+        absent: set[str] = set()
+        while True:
+            case = Case(self, ask, self._clock(), absent)
+            try:
+                result = ask.use_case(case, ask.command, **given)
+                return case, b"null" if result is None else encode_state(result), None
+            except _Missing as missing:
+                case.withdraw()
+                await self._load(missing.stream, absent)
+            except LedgerError as refusal:
+                case.withdraw()
+                return case, b"", refusal
+            except BaseException:
+                case.withdraw()
+                raise
+
+    async def _commit(self, case: Case, body: bytes, mark: Key | None) -> Answer | None:
+        commit = case.commit(mark._replace(status=200, answer=body) if mark else None)
+        self._install(case, commit)
+        return await self._settle(commit, body)
+
+    async def _refuse(self, case: Case, refusal: LedgerError, mark: Key | None) -> Answer | None:
+        """Raise a refusal, once it is remembered and what it was decided on stands; None means: decide again."""
+        if refusal.status >= 500:
+            raise refusal
+        known = await self._settle(case.commit(refused(mark, refusal) if mark else None), b"")
+        if known is None or known.repeated:
+            return known
+        raise refusal
+
+    async def _settle(self, commit: Commit, body: bytes) -> Answer | None:
+        """Wait for the log's word: an answer, the answer of an earlier request, or None for: decide again."""
+        if not (commit.rows or commit.key or commit.after):
+            return Answer(body, None, 0)
+        self._log.submit(commit)
+        assert commit.future is not None
+        await commit.future
+        key, error = commit.key, commit.error
+        if isinstance(error, Redo):
+            return None
+        if isinstance(error, KeyKnown):
+            assert key is not None
+            return _repeat(await self._known(key.id), key)
+        if key is not None and (error is None or isinstance(error, LedgerError)):
+            self._remember(key, commit, error)
+        if error is not None:
+            raise Final(error)
+        return Answer(body, commit.position if commit.rows else None, len(commit.rows))
+
+    # ------------------------------------------------------------------ residents
+
+    def resident(self, stream: str) -> _Resident | None:
+        """Give the aggregate held in memory, unless what it stands on was refused."""
+        resident = self._residents.get(stream)
+        if resident is None or resident.aggregate is None:
+            return None
+        if resident.commit is not None and resident.commit.error is not None:
+            return None
+        return resident
+
+    def forget(self, streams: Iterable[str] | None, epoch: int) -> None:
+        """Drop aggregates that another process changed (all of them without names)."""
+        self.epoch = epoch
+        for stream in list(self._residents) if streams is None else streams:
+            resident = self._residents.get(stream)
+            if resident is not None:
+                resident.aggregate = None
+
+    def _install(self, case: Case, commit: Commit) -> None:
+        residents = self._residents
+        for stream, resident in case._touched.items():
+            resident.commit = commit
+            residents[stream] = resident
+            residents.move_to_end(stream)
+        while len(residents) > self._resident_max:
+            stream, oldest = next(iter(residents.items()))
+            if oldest.commit is not None and not oldest.commit.done:
+                residents.move_to_end(stream)
+                break
+            del residents[stream]
+
+    async def _load(self, stream: str, absent: set[str]) -> None:
+        spoiled = self._residents.get(stream)
+        while spoiled is not None and spoiled.commit is not None and not spoiled.commit.done:
+            future = spoiled.commit.future
+            if future is None or future.done():
+                await asyncio.sleep(0.001)  # its caller went away; the commit is still under way
+            else:
+                await asyncio.wait([future])
+        found = (await self._log.load([stream])).get(stream)
+        if found is None:
+            absent.add(stream)
+        elif self.resident(stream) is None:
+            self._residents[stream] = _Resident(found.aggregate, found.address)
+
+    # ------------------------------------------------------------------ keys
+
+    async def _known(self, key_id: bytes) -> Remembered:
+        row = await self._log.remembered(key_id)
+        assert row is not None, "the log refused a key it does not hold"
+        self._keep(key_id, row)
+        return row
+
+    def _remember(self, key: Key, commit: Commit, error: LedgerError | None) -> None:
+        if error is not None:
+            key = refused(key, error)
+        position = commit.position if commit.rows and error is None else None
+        count = len(commit.rows) if error is None else 0
+        self._keep(key.id, Remembered(key.digest, key.status, key.answer, position, count))
+
+    def _keep(self, key_id: bytes, row: Remembered) -> None:
+        self._remembered[key_id] = row
+        if len(self._remembered) > REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
+
+
+def refused(key: Key, error: LedgerError) -> Key:
+    """Give the key under which a refusal is remembered."""
+    return key._replace(status=error.status, answer=msgspec.json.encode(error.problem()))
+
+
+def _mark(key: str, caller: Caller, use_case: UseCase, command: BaseModel, if_match: int | None) -> Key:
+    """Make the identity of a keyed request: keys of different callers never meet."""
+    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
+        raise InvalidIdempotencyKeyError()
+    scope = f"{len(caller.tenant)}:{caller.tenant}{len(caller.subject)}:{caller.subject}{key}"
+    asked = f"{use_case.__module__}.{use_case.__name__}\n{if_match}\n{command.model_dump_json()}"
+    return Key(sha256(scope.encode()).digest(), sha256(asked.encode()).digest(), 0, b"")
+
+
+def _repeat(row: Remembered, mark: Key) -> Answer:
+    if row.digest != mark.digest:
+        raise Final(IdempotencyKeyReusedError())
+    if row.status >= 400:
+        raise Final(LedgerError.from_problem(msgspec.json.decode(row.answer)))
+    return Answer(row.answer, row.position, row.event_count, repeated=True)

@@ -1,0 +1,59 @@
+"""Connections to PostgreSQL, and what its errors mean to the house.
+
+Every connection of the service works under the role `soma_service`, which can add to the log and never change it.
+Migrations and rebuilds connect as the owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+from domain.errors import UnavailableError
+
+SERVICE_ROLE = "soma_service"
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_MS = 30_000
+
+_WRITER = f"-c role={SERVICE_ROLE} -c lock_timeout=30s -c idle_in_transaction_session_timeout=60s"
+_READER = f"-c role={SERVICE_ROLE} -c statement_timeout={READ_TIMEOUT_MS}"
+
+
+def connect_writer(url: str) -> psycopg.Connection[Any]:
+    """Open the connection commits go through."""
+    return psycopg.connect(url, autocommit=True, options=_WRITER, connect_timeout=CONNECT_TIMEOUT_S)
+
+
+def connect_owner(url: str) -> psycopg.Connection[Any]:
+    """Open a connection with the rights of whoever owns the tables."""
+    return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+
+
+def library_pool(url: str, size_max: int = 4) -> ConnectionPool[Any]:
+    """Make the pool the eventsourcing library reads and listens through; it opens at first use."""
+    kwargs = {"autocommit": True, "options": _READER}
+    return ConnectionPool(url, min_size=0, max_size=size_max, kwargs=kwargs, open=True)
+
+
+def reader_pool(url: str, size_max: int) -> AsyncConnectionPool[Any]:
+    """Make the pool the service reads through; it must be opened on the loop that uses it."""
+    kwargs = {"autocommit": True, "options": _READER, "row_factory": tuple_row}
+    return AsyncConnectionPool(url, min_size=1, max_size=size_max, kwargs=kwargs, open=False, timeout=10)
+
+
+@asynccontextmanager
+async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[psycopg.AsyncCursor[Any]]:
+    """Borrow a cursor; an outage becomes `unavailable`.
+
+    Errors: unavailable.
+    """
+    try:
+        async with pool.connection() as conn, conn.cursor(binary=True) as cursor:
+            yield cursor
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as outage:
+        raise UnavailableError("the database does not answer", internal=str(outage), retry_after_s=1) from outage

@@ -1,0 +1,364 @@
+"""Reading the log and what follows it inside PostgreSQL. Nothing here changes anything but cosignatures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from psycopg_pool import AsyncConnectionPool
+
+from domain.errors import (
+    AccountNotFoundError,
+    AddressNotFoundError,
+    CheckpointNotFoundError,
+    PositionNotFoundError,
+    TileNotFoundError,
+)
+from domain.ledger import Loaded, Remembered
+from domain.log.hashes import leaf_hash
+from domain.log.records import AGGREGATES, blank, decode
+from domain.log.tiles import TILE_WIDTH, encode_bundle, tile_width
+from ops.postgres import reading
+
+
+class Stored(NamedTuple):
+    """A record as it lies in the log."""
+
+    position: int
+    address: bytes
+    record: bytes
+
+
+class Head(NamedTuple):
+    """A committed head with the log's signature over it."""
+
+    size: int
+    root: bytes
+    signature: bytes
+    committed_at: datetime
+
+
+class Balance(NamedTuple):
+    """An account at a position.
+
+    Units: nano-units of its currency, positive on its normal side.
+    """
+
+    account: str
+    currency: str
+    side: str
+    overdraft: bool
+    balance_nano: int
+    held_nano: int
+
+
+class RecordFilter(NamedTuple):
+    """What a list of records may be narrowed by; None means any."""
+
+    kind: str
+    tenant: str | None = None
+    party: str | None = None
+    owner: str | None = None
+    status: str | None = None
+    text: str | None = None
+    contains: dict[str, Any] | None = None
+
+
+class LogReader:
+    """Reads through a pool; also the reading half of what the gate needs."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
+        self._pool = pool
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._pool.close()
+
+    async def _all(self, statement: str, *params: Any) -> list[Any]:
+        async with reading(self._pool) as cursor:
+            await cursor.execute(statement, params)
+            return await cursor.fetchall()
+
+    async def _one(self, statement: str, *params: Any) -> Any:
+        async with reading(self._pool) as cursor:
+            await cursor.execute(statement, params)
+            return await cursor.fetchone()
+
+    # ------------------------------------------------------------------ the gate's side
+
+    async def load(self, streams: Sequence[str]) -> dict[str, Loaded]:
+        """Read the aggregates that exist among these streams."""
+        pairs = [stream.partition("/")[::2] for stream in streams]
+        rows = await self._all(
+            "SELECT r.kind, r.id, r.state::text, r.address FROM records r"
+            " JOIN unnest(%s::text[], %s::text[]) AS u(kind, id) USING (kind, id)",
+            [kind for kind, _ in pairs],
+            [name for _, name in pairs],
+        )
+        return {
+            f"{kind}/{name}": Loaded(msgspec.json.decode(state, type=AGGREGATES[kind]), bytes(address))
+            for kind, name, state, address in rows
+        }
+
+    async def remembered(self, key_id: bytes) -> Remembered | None:
+        """Read what was answered under a key."""
+        row = await self._one("SELECT digest, status, answer, position, event_count FROM keys WHERE id = %s", key_id)
+        return Remembered(bytes(row[0]), row[1], bytes(row[2]), row[3], row[4]) if row else None
+
+    # ------------------------------------------------------------------ records by place
+
+    async def size(self) -> int:
+        """Count the records of the log."""
+        return int((await self._one("SELECT size FROM log_head"))[0])
+
+    async def at(self, position: int) -> Stored:
+        """Read the record at a position.
+
+        Errors: position_not_found.
+        """
+        row = await self._one("SELECT position, address, record FROM events WHERE position = %s", position)
+        if row is None:
+            raise PositionNotFoundError(position=position)
+        return Stored(*row)
+
+    async def addressed(self, address: bytes) -> Stored:
+        """Read the record of an address.
+
+        Errors: address_not_found.
+        """
+        row = await self._one("SELECT position, address, record FROM events WHERE address = %s", address)
+        if row is None:
+            raise AddressNotFoundError()
+        return Stored(*row)
+
+    async def span(self, start: int, end: int) -> list[Stored]:
+        """Read the records of a range of positions, the end not included."""
+        rows = await self._all(
+            "SELECT position, address, record FROM events WHERE position >= %s AND position < %s ORDER BY position",
+            start,
+            end,
+        )
+        return [Stored(*row) for row in rows]
+
+    async def stream(self, stream: str, *, size: int | None = None, after: int = 0, limit: int = 10_000) -> list[Stored]:
+        """Read a stream in order, as it was in the log of a size, after a version."""
+        rows = await self._all(
+            "SELECT position, address, record FROM events WHERE stream = %s AND version > %s"
+            " AND position < %s ORDER BY version LIMIT %s",
+            stream,
+            after,
+            2**62 if size is None else size,
+            limit,
+        )
+        return [Stored(*row) for row in rows]
+
+    async def search(
+        self, *, after: int, limit: int, scan: int, size: int, tenant: str | None, type: str | None, actor: str | None
+    ) -> tuple[list[Stored], int]:
+        """Read records after a position that fit; give them and the position up to which was looked.
+
+        Cost: at most `scan` records are looked at, so a rare wish takes several pages instead of one long query.
+        """
+        end = min(size, after + 1 + scan)
+        rows = await self._all(
+            "SELECT position, address, record FROM events WHERE position > %s AND position < %s"
+            " AND (%s::text IS NULL OR tenant = %s) AND (%s::text IS NULL OR type = %s)"
+            " AND (%s::text IS NULL OR convert_from(record, 'UTF8')::jsonb ->> 'actor' = %s)"
+            " ORDER BY position LIMIT %s",
+            after, end, tenant, tenant, type, type, actor, actor, limit,
+        )  # fmt: skip
+        found = [Stored(*row) for row in rows]
+        return found, (found[-1].position if len(found) == limit else end - 1)
+
+    async def state_at(self, stream: str, size: int) -> Any:
+        """Rebuild an aggregate as it was in the log of a size; None where it did not exist yet."""
+        aggregate = None
+        while True:
+            page = await self.stream(stream, size=size, after=aggregate.version if aggregate else 0)
+            for stored in page:
+                record = decode(stored.record)
+                aggregate = (aggregate or blank(stream, record.tenant)).mutate(record)
+            if len(page) < 10_000:
+                return aggregate
+
+    # ------------------------------------------------------------------ heads and tiles
+
+    async def head(self, size: int | None = None) -> Head:
+        """Read the latest committed head, or the one of a size.
+
+        Errors: checkpoint_not_found.
+        """
+        where = "ORDER BY size DESC LIMIT 1" if size is None else "WHERE size = %s"
+        row = await self._one(
+            f"SELECT size, root, signature, committed_at FROM checkpoints {where}", *([] if size is None else [size])
+        )
+        if row is None:
+            raise CheckpointNotFoundError(size=size)
+        return Head(row[0], bytes(row[1]), bytes(row[2]), row[3])
+
+    async def heads(self, after: int, limit: int) -> list[Head]:
+        """List committed heads by size."""
+        rows = await self._all(
+            "SELECT size, root, signature, committed_at FROM checkpoints WHERE size > %s ORDER BY size LIMIT %s",
+            after,
+            limit,
+        )
+        return [Head(r[0], bytes(r[1]), bytes(r[2]), r[3]) for r in rows]
+
+    async def size_at(self, moment: datetime) -> int:
+        """Give the size of the log as it was committed by a moment."""
+        row = await self._one("SELECT max(size) FROM checkpoints WHERE committed_at <= %s", moment)
+        return int(row[0] or 0)
+
+    async def hash_tile(self, level: int, index: int, width: int, size: int | None = None) -> bytes:
+        """Read the first hashes of a tile; partial ones are computed from what lies below.
+
+        Cost:   one row for a full tile, at most 255 for a partial one.
+        Errors: tile_not_found.
+        """
+        if width > tile_width(level, index, await self.size() if size is None else size):
+            raise TileNotFoundError(level=level, index=index, width=width)
+        full = await self._one("SELECT hashes FROM tiles WHERE level = %s AND index = %s", level, index)
+        if full is not None:
+            return bytes(full[0])[: width * 32]
+        first = index * TILE_WIDTH
+        if level == 0:
+            return b"".join(leaf_hash(s.record) for s in await self.span(first, first + width))
+        rows = await self._all(
+            "SELECT root FROM tiles WHERE level = %s AND index >= %s AND index < %s ORDER BY index",
+            level - 1,
+            first,
+            first + width,
+        )
+        return b"".join(bytes(r) for (r,) in rows)
+
+    async def bundle(self, index: int, width: int) -> bytes:
+        """Read an entry bundle.
+
+        Errors: tile_not_found.
+        """
+        if width > tile_width(0, index, await self.size()):
+            raise TileNotFoundError(index=index, width=width)
+        first = index * TILE_WIDTH
+        return encode_bundle([s.record for s in await self.span(first, first + width)])
+
+    # ------------------------------------------------------------------ witnesses
+
+    async def witnesses(self) -> list[tuple[str, str, str | None]]:
+        """List the witnesses this log knows: name, verifier key, URL."""
+        return [tuple(row) for row in await self._all("SELECT name, vkey, url FROM witnesses ORDER BY name")]
+
+    async def add_witness(self, name: str, vkey: str, url: str | None) -> None:
+        """Trust a witness; a known key is left as it is."""
+        async with reading(self._pool) as cursor:
+            await cursor.execute(
+                "INSERT INTO witnesses (name, vkey, url) VALUES (%s, %s, %s) ON CONFLICT (vkey) DO NOTHING",
+                (name, vkey, url),
+            )
+
+    async def cosignatures(self, size: int) -> list[str]:
+        """List the cosignature lines over the checkpoint of a size."""
+        rows = await self._all("SELECT line FROM cosignatures WHERE size = %s ORDER BY at, vkey", size)
+        return [line for (line,) in rows]
+
+    async def add_cosignature(self, size: int, vkey: str, line: str, at: datetime) -> bool:
+        """Keep a cosignature that was verified; say whether it is new."""
+        async with reading(self._pool) as cursor:
+            await cursor.execute(
+                "INSERT INTO cosignatures (size, vkey, line, at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (size, vkey, line, at),
+            )
+            return cursor.rowcount == 1
+
+    # ------------------------------------------------------------------ current state
+
+    async def records(self, wanted: RecordFilter, *, before: str | None, limit: int) -> list[dict[str, Any]]:
+        """List current states, the newest id first, before an id."""
+        where, params = _conditions(wanted)
+        if before is not None:
+            where.append("id < %s")
+            params.append(before)
+        rows = await self._all(
+            f"SELECT state::text FROM records WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT %s", *params, limit
+        )
+        return [msgspec.json.decode(state) for (state,) in rows]
+
+    async def count(self, wanted: RecordFilter) -> int:
+        """Count current states."""
+        where, params = _conditions(wanted)
+        return int((await self._one(f"SELECT count(*) FROM records WHERE {' AND '.join(where)}", *params))[0])
+
+    async def all_of(self, kind: str, status: str) -> list[Any]:
+        """Read every aggregate of a kind in a status."""
+        rows = await self._all("SELECT state::text FROM records WHERE kind = %s AND status = %s", kind, status)
+        decoder = msgspec.json.Decoder(AGGREGATES[kind])
+        return [decoder.decode(state) for (state,) in rows]
+
+    # ------------------------------------------------------------------ money
+
+    async def balance(self, account: str, size: int | None = None) -> Balance:
+        """Read an account's balance now, or as it was in the log of a size.
+
+        Cost:   one index look-up.
+        Errors: account_not_found.
+        """
+        row = await self._one(
+            "SELECT account, currency, side, overdraft, balance_nano::text, held_nano::text FROM accounts"
+            " WHERE account = %s",
+            account,
+        )
+        if row is not None and size is not None:
+            then = await self._one(
+                "SELECT balance_nano::text, held_nano::text FROM postings WHERE account = %s AND position < %s"
+                " ORDER BY position DESC, leg DESC LIMIT 1",
+                account,
+                size,
+            )
+            row = (*row[:4], *then) if then else None
+        if row is None:
+            raise AccountNotFoundError(account=account)
+        return Balance(*row[:4], int(row[4]), int(row[5]))
+
+    async def balances(self, prefix: str | None = None) -> list[Balance]:
+        """List the balances of all accounts, or of those whose name starts alike."""
+        rows = await self._all(
+            "SELECT account, currency, side, overdraft, balance_nano::text, held_nano::text FROM accounts"
+            " WHERE %s::text IS NULL OR starts_with(account, %s) ORDER BY account",
+            prefix,
+            prefix,
+        )
+        return [Balance(*row[:4], int(row[4]), int(row[5])) for row in rows]
+
+    async def postings(self, account: str, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+        """List what happened to an account, the latest first."""
+        rows = await self._all(
+            "SELECT position, leg, amount_nano::text, hold, balance_nano::text, held_nano::text FROM postings"
+            " WHERE account = %s AND position < %s ORDER BY position DESC, leg DESC LIMIT %s",
+            account,
+            2**62 if before is None else before,
+            limit,
+        )
+        names = ("position", "leg", "amount_nano", "hold", "balance_nano", "held_nano")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _conditions(wanted: RecordFilter) -> tuple[list[str], list[Any]]:
+    """Turn a filter into SQL conditions; the values travel as parameters."""
+    where, params = ["kind = %s"], [wanted.kind]
+    simple = (("tenant = %s", wanted.tenant), ("owner = %s", wanted.owner), ("status = %s", wanted.status))
+    for condition, value in simple:
+        if value is not None:
+            where.append(condition)
+            params.append(value)
+    if wanted.party is not None:
+        where.append("(tenant = %s OR %s = ANY(parties))")
+        params += [wanted.party, wanted.party]
+    if wanted.text is not None:
+        where.append("search @@ websearch_to_tsquery('simple', %s)")
+        params.append(wanted.text)
+    if wanted.contains is not None:
+        where.append("state @> %s::jsonb")
+        params.append(msgspec.json.encode(wanted.contains).decode())
+    return where, params

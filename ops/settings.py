@@ -1,0 +1,203 @@
+"""Every knob of the service in one frozen object, read once at the entry point and passed on.
+
+Nothing else reads the environment. A setting that is absent means embedded: no database URL means an embedded
+PostgreSQL, no object store URL means a directory.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "SOMA_"
+
+
+class LogLevel(StrEnum):
+    """How much the service writes about itself."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """For whom the service writes: machines or people."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class Settings(BaseSettings):
+    """The settings of one process, frozen once read."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, validate_default=True
+    )
+
+    # ---- where things are kept
+    data_dir: Path = Field(
+        Path("var"), description="Directory of everything embedded: database, objects, keys."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="libpq URL of a PostgreSQL from 15 on; unset means embedded, under the data directory.",
+    )
+    database_pool_max: int = Field(
+        8, ge=1, le=200, description="Reading connections of one process (count); the writer has its own."
+    )
+    object_store_url: str | None = Field(
+        None,
+        description="Object store, such as s3://bucket/prefix; unset means the directory objects/ under data.",
+    )
+
+    # ---- who we are
+    log_origin: str = Field(
+        "soma-ledger.local/log",
+        min_length=1,
+        max_length=255,
+        description="Name of the log in its checkpoints, for ever: a schemeless URL without spaces or plus signs.",
+    )
+    log_key_file: Path | None = Field(
+        None,
+        description="Ed25519 key that signs checkpoints (made if absent); unset means keys/log.key under data.",
+    )
+    issuer_key_file: Path | None = Field(
+        None,
+        description="Ed25519 key of the local token issuer (made if absent); unset means keys/issuer.key.",
+    )
+    jwks_url: str | None = Field(
+        None, description="JWKS of an outside OIDC issuer, by http(s); unset means the local issuer."
+    )
+    jwt_issuer: str = Field("soma-ledger", min_length=1, description="The `iss` that tokens must carry.")
+    jwt_audience: str = Field("soma-ledger", min_length=1, description="The `aud` that tokens must carry.")
+    token_ttl_s: int = Field(
+        3_600, ge=60, le=604_800, description="Life of a token from the local issuer, in seconds."
+    )
+
+    # ---- HTTP
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65_535, description="TCP port to listen on; 0 lets the system choose.")
+    body_bytes_max: int = Field(
+        2_000_000, ge=1_024, le=100_000_000, description="Largest request body, in bytes."
+    )
+    dataset_bytes_max: int = Field(
+        20_000_000, ge=1_024, le=1_000_000_000, description="Largest uploaded dataset, in bytes."
+    )
+    shutdown_grace_s: float = Field(
+        10.0, ge=0, le=300, description="How long a stopping service finishes what it has begun, in seconds."
+    )
+    public_log_entries: bool = Field(
+        False, description="Whether tiles of entries are served without a bearer token (true or false)."
+    )
+
+    # ---- the log
+    queue_commands_max: int = Field(
+        8_192, ge=1, le=1_000_000, description="Commands waiting for the next commit (count) before 503."
+    )
+    batch_commands_max: int = Field(1_024, ge=1, le=65_536, description="Commands in one commit (count).")
+    batch_events_max: int = Field(4_096, ge=1, le=65_536, description="Events in one commit (count).")
+    resident_max: int = Field(10_000, ge=1, le=10_000_000, description="Aggregates kept in memory (count).")
+
+    # ---- the market
+    platform_fee_ppm: int = Field(
+        25_000, ge=0, le=1_000_000, description="Fee on each release, in millionths of the sum."
+    )
+
+    # ---- what the service says about itself
+    log_level: LogLevel = Field(LogLevel.INFO, description="Least level written to stderr.")
+    log_format: LogFormat = Field(LogFormat.JSON, description="Form of the lines on stderr.")
+
+    @field_validator("log_origin")
+    @classmethod
+    def _name_of_a_log(cls, origin: str) -> str:
+        # C2SP signed-note: a key name holds no Unicode space and no plus; ASCII keeps it typeable.
+        if (
+            not origin.isascii()
+            or not origin.isprintable()
+            or " " in origin
+            or "+" in origin
+            or "://" in origin
+        ):
+            raise ValueError("a log origin is a schemeless URL without spaces or plus signs")
+        return origin
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("a database URL starts with postgresql://")
+        return url
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("https://", "http://")):
+            raise ValueError("a JWKS URL starts with https:// (or http:// inside one host)")
+        return url
+
+    @property
+    def log_key_path(self) -> Path:
+        """Locate the key that signs checkpoints."""
+        return self.log_key_file or self.data_dir / "keys" / "log.key"
+
+    @property
+    def issuer_key_path(self) -> Path:
+        """Locate the key of the local token issuer."""
+        return self.issuer_key_file or self.data_dir / "keys" / "issuer.key"
+
+    @property
+    def objects_path(self) -> Path:
+        """Locate the directory of objects, for when no object store URL is given."""
+        return self.data_dir / "objects"
+
+    def shown(self) -> dict[str, str]:
+        """Give every setting as text, secrets as `***`."""
+        return {name: _text(getattr(self, name)) for name in type(self).model_fields}
+
+
+def settings_reference() -> str:
+    """Print `docs/reference/settings.md` from the fields themselves."""
+    rows = [
+        f"| `{PREFIX}{name.upper()}` | {_default(field)} | {_bounds(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(
+        [
+            "Everything below was computed or run for real; no mocks, no invented numbers.",
+            "",
+            "# Settings",
+            "",
+            "Printed from `ops/settings.py` by `make docs`. They are set in the environment; an empty value is unset.",
+            "`soma settings` shows what a process would run with, secrets as `***`.",
+            "",
+            "| Variable | Default | Allowed | Meaning |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    return "unset" if field.default is None else f"`{_text(field.default)}`"
+
+
+def _bounds(field: FieldInfo) -> str:
+    if isinstance(field.annotation, type) and issubclass(field.annotation, StrEnum):
+        return ", ".join(f"`{choice}`" for choice in field.annotation)
+    if field.annotation is bool:
+        return "`true`, `false`"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [(sign, getattr(mark, name, None)) for mark in field.metadata for name, sign in signs.items()]
+    return ", ".join(f"{sign} {bound:,}" for sign, bound in found if bound is not None)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return "***"
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)

@@ -1,0 +1,185 @@
+"""What the service says about itself: structured lines on stderr, and Prometheus metrics.
+
+Metrics are declared here and nowhere else, so that a dashboard can be checked against one list.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ops.settings import LogFormat, LogLevel
+
+HIDDEN = "***"
+_SECRET_KEY = re.compile(
+    r"authorization|cookie|token|passw|secret|credential|signature|(^|_)key($|_(?!id$|file$|path$))|^jwt$",
+    re.IGNORECASE,
+)
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
+_QUERY_SECRET = re.compile(r"(?<=[?&\s])(password|sslpassword|token|access_token)=[^&\s]+", re.IGNORECASE)
+_DEPTH_MAX = 8
+
+# --------------------------------------------------------------------------- structured lines
+
+
+def configure_logging(
+    level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.JSON, stream: TextIO | None = None
+) -> None:
+    """Send every line, ours and the libraries', through one pipe that hides secrets."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(form)],
+        )
+    )
+    logging.basicConfig(level=threshold, handlers=[handler], force=True)
+
+
+def logger(name: str) -> Any:
+    """Give the structured logger of a module."""
+    return structlog.stdlib.get_logger(name)
+
+
+def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Hide what is secret by its key, and credentials inside any text, however deep."""
+    return {key: HIDDEN if _is_secret(key, value) else _clean(value) for key, value in event.items()}
+
+
+def _renderer(form: LogFormat) -> Any:
+    if form is LogFormat.CONSOLE:
+        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    return structlog.processors.JSONRenderer(sort_keys=True, default=str)
+
+
+def _is_secret(key: object, value: object) -> bool:
+    # A count of tokens or a flag gives nothing away.
+    return (
+        isinstance(key, str) and not isinstance(value, bool | int | float) and bool(_SECRET_KEY.search(key))
+    )
+
+
+def _clean(value: Any, depth: int = 0) -> Any:
+    if depth > _DEPTH_MAX:
+        return "..."
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        value = _BEARER.sub(rf"\1 {HIDDEN}", value)
+        return _QUERY_SECRET.sub(rf"\1={HIDDEN}", _URL_CREDENTIALS.sub(HIDDEN, value))
+    if isinstance(value, Mapping):
+        return {k: HIDDEN if _is_secret(k, v) else _clean(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item, depth + 1) for item in value]
+    return value
+
+
+# --------------------------------------------------------------------------- metrics
+
+REGISTRY = CollectorRegistry(auto_describe=True)
+
+_FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SLOW_S = (0.1, 0.5, 1, 5, 15, 60, 300, 1_800, 7_200, 43_200, 86_400, 604_800)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 16_384, 65_536)
+_SHARES = (0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+
+LOG_COMMIT_SECONDS = Histogram(
+    "soma_log_commit_seconds", "Time of one group commit.", buckets=_FAST_S, registry=REGISTRY
+)
+LOG_BATCH_EVENTS = Histogram(
+    "soma_log_batch_events", "Events in one group commit.", buckets=_COUNTS, registry=REGISTRY
+)
+LOG_BATCH_COMMANDS = Histogram(
+    "soma_log_batch_commands", "Commands in one group commit.", buckets=_COUNTS, registry=REGISTRY
+)
+LOG_SIZE = Gauge("soma_log_size", "Records in the log.", registry=REGISTRY)
+LOG_COMMANDS = Counter("soma_log_commands", "Commands by outcome.", ["outcome"], registry=REGISTRY)
+
+HTTP_REQUESTS = Counter(
+    "soma_http_requests",
+    "Requests by route, method and status.",
+    ["route", "method", "status"],
+    registry=REGISTRY,
+)
+HTTP_REQUEST_SECONDS = Histogram(
+    "soma_http_request_seconds", "Time to answer a request.", ["route"], buckets=_FAST_S, registry=REGISTRY
+)
+
+MARKET_OFFERS = Counter("soma_market_offers", "Offers listed.", registry=REGISTRY)
+MARKET_MATCHES = Counter("soma_market_matches", "Intents matched.", registry=REGISTRY)
+MARKET_MATCH_FAILURES = Counter(
+    "soma_market_match_failures", "Offers passed over, by reason.", ["reason"], registry=REGISTRY
+)
+MARKET_MATCH_SECONDS = Histogram(
+    "soma_market_match_seconds", "Time to match one intent.", buckets=_FAST_S, registry=REGISTRY
+)
+MARKET_MATCH_GAP = Histogram(
+    "soma_market_match_gap",
+    "Reported distance from the optimum, as a share.",
+    buckets=_SHARES,
+    registry=REGISTRY,
+)
+MARKET_ESCROW_HELD = Gauge(
+    "soma_market_escrow_held", "Money in escrow, in units of the currency.", ["currency"], registry=REGISTRY
+)
+MARKET_PAYOUT = Counter(
+    "soma_market_payout",
+    "Money paid out of escrow, in units of the currency.",
+    ["currency"],
+    registry=REGISTRY,
+)
+MARKET_ROUND_SECONDS = Histogram(
+    "soma_market_round_seconds", "Time of one training round.", buckets=_SLOW_S, registry=REGISTRY
+)
+MARKET_DISPUTES_OPEN = Gauge("soma_market_disputes_open", "Disputes that are open now.", registry=REGISTRY)
+MARKET_FUNDED_TO_RELEASED_SECONDS = Histogram(
+    "soma_market_funded_to_released_seconds",
+    "Time from funded escrow to its release.",
+    buckets=_SLOW_S,
+    registry=REGISTRY,
+)
+
+
+def exposition() -> bytes:
+    """Print the metrics in the Prometheus text format."""
+    return generate_latest(REGISTRY)
+
+
+def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: float) -> None:
+    """Count one group commit.
+
+    Units: seconds from the batch's leaving the queue to its outcome.
+    """
+    LOG_COMMIT_SECONDS.observe(seconds)
+    LOG_BATCH_EVENTS.observe(event_count)
+    LOG_BATCH_COMMANDS.observe(sum(outcomes.values()))
+    for outcome, count in outcomes.items():
+        LOG_COMMANDS.labels(outcome).inc(count)
