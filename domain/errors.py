@@ -179,7 +179,7 @@ class MigrationFailedError(UnavailableError, code="migration_failed", status=503
     """A migration was refused by the database, or its check returned a row; nothing of it was kept."""
 
 
-class DatabaseStartError(UnavailableError, code="database_not_started", status=503, retry=Retry.NEVER):
+class DatabaseStartError(UnavailableError, code="database_start_failed", status=503, retry=Retry.NEVER):
     """The embedded PostgreSQL did not start."""
 
 
@@ -501,10 +501,6 @@ class IntentExpiredError(ConflictError, code="intent_expired", retry=Retry.NEVER
     """The deadline of the intent has passed."""
 
 
-class StaleOfferVersionError(ConflictError, code="stale_offer_version"):
-    """An offer changed while it was being matched."""
-
-
 class ContractReleasedError(ConflictError, code="contract_already_released", retry=Retry.NEVER):
     """The escrow of this contract was released before."""
 
@@ -558,7 +554,7 @@ class EscrowAmountError(ConflictError, code="escrow_amount_mismatch"):
 
 
 class RefundNotAllowedError(ConflictError, code="refund_not_allowed"):
-    """The contract is neither failed, overdue nor resolved in the owner's favour."""
+    """The state of the contract does not allow its money to go this way."""
 
 
 class SelfDealingError(UnprocessableError, code="self_dealing"):

@@ -401,7 +401,10 @@ class Ledger:
     async def _attempt(self, ask: Ask) -> Answer:
         for _ in range(ATTEMPTS_MAX):
             given = await ask.gather() if ask.gather else {}
-            case, body, refusal = await self._decide(ask, given)
+            try:
+                case, body, refusal = await self._decide(ask, given)
+            except Redo:
+                continue
             try:
                 if refusal is None:
                     answer = await self._commit(case, body, ask.mark)

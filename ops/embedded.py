@@ -43,6 +43,8 @@ SYSTEM_USER = "pgserver"
 # Recovery after a crash replays at most max_wal_size of log; a slow disk needs minutes for that, not seconds.
 START_S_MAX = 300
 STOP_S_MAX = 60
+# The workers of a killed server notice its death at their next wait, and hold its memory until then.
+ORPHANS_S_MAX = 30
 
 # sun_path holds 104 bytes on macOS and 108 on Linux; the name of the socket and its lock take 24.
 SOCKET_DIR_BYTES_MAX = 80
@@ -89,7 +91,7 @@ class EmbeddedPostgres:
         """Start the server of a data directory, or join the one that is running.
 
         Cost:   about a second the first time, a third of one afterwards, some milliseconds to join.
-        Errors: database_not_started.
+        Errors: database_start_failed.
         """
         root = Path(data_dir).resolve()
         root.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,9 @@ class EmbeddedPostgres:
             try:
                 fcntl.flock(users, fcntl.LOCK_SH)
                 server = cls(root, _running(root), users)
+            except (OSError, subprocess.SubprocessError, psycopg.Error) as error:
+                os.close(users)
+                raise DatabaseStartError(internal=repr(error)) from error
             except BaseException:
                 os.close(users)
                 raise
@@ -160,19 +165,22 @@ def _running(root: Path) -> str:
     # A server that a killed process had begun to start becomes ready; one it had begun to stop goes away.
     socket_dir = _await_ready(home)
     if socket_dir is None:
-        _launch(home, user)
+        _await_orphans(home)
+        with _forgiven_if_running(home):
+            _launch(home, user)
         socket_dir = _await_ready(home)
     if socket_dir is None:
-        raise DatabaseStartError(internal=_tail(home / "start.log"))
+        raise DatabaseStartError(internal=_server_words(home))
     _ensure_database(_url(socket_dir, "postgres"))
     return _url(socket_dir, DATABASE)
 
 
 def _create(root: Path, home: Path, user: str | None) -> None:
     # A cluster becomes `postgres` by one rename when it is whole; what a killed first start left is thrown away.
-    draft = root / "postgres.new"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(mode=0o700)
+    # Its initdb may still be writing there, so each start has a draft of its own.
+    for left in root.glob("postgres.new-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    draft = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=root))
     _give(draft, user)
     _run("initdb", "-D", str(draft), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8",
          "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", user=user)  # fmt: skip
@@ -190,23 +198,41 @@ def _launch(home: Path, user: str | None) -> None:
     configuration = home / "soma.conf"
     configuration.write_text(f"{CONFIGURATION}unix_socket_directories = '{socket_dir}'\n")
     _give(configuration, user)
-    # The server would refuse to start beside a living process with its old number. That process is not a server
-    # (`_postmaster` looked), and a server that lives without this file is found by its shared memory.
-    pid = _recorded_pid(home)
-    if pid is not None and psutil.pid_exists(pid):
-        (home / "postmaster.pid").unlink()
+    # The server would refuse to start beside a living process with its old number, in its directory or at its socket.
+    # That process is not a server (`_postmaster` looked), and one without these files is found by its shared memory.
+    for lock in (home / "postmaster.pid", socket_dir / ".s.PGSQL.5432.lock"):
+        pid = _recorded_pid(lock)
+        if pid is not None and psutil.pid_exists(pid) and _postmaster(home) is None:
+            lock.unlink()
     _run("pg_ctl", "start", "-w", "-t", str(START_S_MAX), "-D", str(home), "-l", str(home / "start.log"),
-         user=user, explain=home / "start.log")  # fmt: skip
+         user=user, explain=home)  # fmt: skip
+
+
+@contextmanager
+def _forgiven_if_running(home: Path) -> Iterator[None]:
+    # The launch of a process killed a moment ago may overtake ours, which is then refused; the server is there.
+    try:
+        yield
+    except DatabaseStartError:
+        if _postmaster(home) is None:
+            raise
 
 
 def _await_ready(home: Path) -> Path | None:
     until = time.monotonic() + START_S_MAX
     while _postmaster(home) is not None and time.monotonic() < until:
-        lines = _pid_lines(home)
+        lines = _lock_lines(home / "postmaster.pid")
         if len(lines) >= 8 and lines[7].strip() == "ready":
             return Path(lines[4])
         time.sleep(0.02)
     return None
+
+
+def _await_orphans(home: Path) -> None:
+    # A server that ended well took its number with it, and left nobody.
+    if (home / "postmaster.pid").exists():
+        orphans = [process for process in psutil.process_iter() if _works_in(process, home)]
+        psutil.wait_procs(orphans, timeout=ORPHANS_S_MAX)
 
 
 def _shut(home: Path) -> None:
@@ -227,33 +253,40 @@ def _url(socket_dir: Path, database: str) -> str:
     return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(socket_dir), safe='/')}"
 
 
-# --------------------------------------------------------------------------- what postmaster.pid says
+# --------------------------------------------------------------------------- what the lock files of the server say
 
 
-def _pid_lines(home: Path) -> list[str]:
+def _lock_lines(lock: Path) -> list[str]:
     try:
-        return (home / "postmaster.pid").read_text().splitlines()
+        return lock.read_text().splitlines()
     except FileNotFoundError:
         return []
 
 
-def _recorded_pid(home: Path) -> int | None:
-    lines = _pid_lines(home)
+def _recorded_pid(lock: Path) -> int | None:
+    lines = _lock_lines(lock)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None
 
 
 def _postmaster(home: Path) -> psutil.Process | None:
     """Find the living server of this directory; a number alone proves nothing, since numbers are given out again."""
-    pid = _recorded_pid(home)
+    pid = _recorded_pid(home / "postmaster.pid")
     if pid is None:
         return None
-    with suppress(psutil.Error, FileNotFoundError):
+    with suppress(psutil.Error):
         process = psutil.Process(pid)
         words = process.cmdline()
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        if alive and words and Path(words[0]).name == "postgres" and home.samefile(process.cwd()):
+        if words and Path(words[0]).name == "postgres" and _works_in(process, home):
             return process
     return None
+
+
+def _works_in(process: psutil.Process, home: Path) -> bool:
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and process.name().startswith("postgres") and home.samefile(process.cwd())
+    except (psutil.Error, OSError):
+        return False
 
 
 # --------------------------------------------------------------------------- the system around it
@@ -274,7 +307,7 @@ def _run(program: str, *arguments: str, user: str | None, explain: Path | None =
         )  # fmt: skip
         if done.returncode != 0:
             output.seek(0)
-            said = output.read().decode(errors="replace") + (_tail(explain) if explain else "")
+            said = output.read().decode(errors="replace") + (_server_words(explain) if explain else "")
             raise DatabaseStartError(f"{program} failed; the service's log has its words", internal=said)
 
 
@@ -287,11 +320,10 @@ def _programs() -> Path:
     return Path(found.submodule_search_locations[0]) / inside
 
 
-def _tail(path: Path, bytes_max: int = 4_000) -> str:
-    try:
-        return path.read_bytes()[-bytes_max:].decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+def _server_words(home: Path, bytes_max: int = 4_000) -> str:
+    logs = [path for path in [home / "start.log", *(home / "log").glob("*.log")] if path.exists()]
+    newest = sorted(logs, key=lambda path: path.stat().st_mtime)[-2:]
+    return "\n".join(path.read_bytes()[-bytes_max:].decode(errors="replace") for path in newest)
 
 
 def _server_user() -> str | None:
@@ -308,6 +340,7 @@ def _system_user(root: Path) -> str | None:
             subprocess.run(["useradd", "--system", "--no-create-home", user], check=True, capture_output=True)  # noqa: S607
         _let_through(root / "postgres")
         _let_through(_programs() / "postgres")
+        _let_read(_programs().parent)
     return user
 
 
@@ -317,6 +350,16 @@ def _let_through(path: Path) -> None:
         mode = stat.S_IMODE(above.stat().st_mode)
         if not mode & stat.S_IXOTH:
             above.chmod(mode | stat.S_IXOTH)
+
+
+def _let_read(tree: Path) -> None:
+    """Let other users read and run what an installer with a strict umask kept to root."""
+    if (tree / "bin" / "postgres").stat().st_mode & stat.S_IROTH:
+        return
+    for path in [tree, *tree.rglob("*")]:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if not path.is_symlink():
+            path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
 
 
 def _give(path: Path, user: str | None) -> None:

@@ -168,11 +168,6 @@ MARKET_FUNDED_TO_RELEASED_SECONDS = Histogram(
 )
 
 
-def exposition() -> bytes:
-    """Print the metrics in the Prometheus text format."""
-    return generate_latest(REGISTRY)
-
-
 def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: float) -> None:
     """Count one group commit.
 
@@ -183,3 +178,8 @@ def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: floa
     LOG_BATCH_COMMANDS.observe(sum(outcomes.values()))
     for outcome, count in outcomes.items():
         LOG_COMMANDS.labels(outcome).inc(count)
+
+
+def exposition() -> bytes:
+    """Print the metrics in the Prometheus text format."""
+    return generate_latest(REGISTRY)

@@ -147,15 +147,18 @@ class Books:
                 if account.currency != currency or len(posting) != 2:
                     return False
                 total += nano
-                if not account.overdraft and account.balance + account.side * nano < account.held:
-                    return False
                 legs.append((account, nano))
         except (KeyError, TypeError):
             return False
-        if total or len({id(account) for account, _ in legs}) != len(legs):
+        if total or not legs:
             return False
         for account, nano in legs:
             account.balance += account.side * nano
+        for account, _ in legs:
+            if account.balance < account.held and not account.overdraft:
+                for undone, nano in legs:
+                    undone.balance -= undone.side * nano
+                return False
         return True
 
     def _check_members(self, value: dict[str, Any], members: frozenset[str], what: str) -> None:

@@ -255,7 +255,7 @@ class Streams:
         for code, message in faults:
             self._findings.add(code, message, position=position, stream=stream)
         version = value.get("version") if stream is not None else None
-        if stream is None or type(version) is not int or version < 1:
+        if stream is None or not is_stream(stream) or type(version) is not int or version < 1:
             self.hole(position)
             return
         if altered and version != self._head(stream)[0] + 1:

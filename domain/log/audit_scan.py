@@ -49,6 +49,17 @@ def split_bundle(body: bytes, count_max: int) -> tuple[list[bytes], int]:
     return records, at
 
 
+def split_whole(body: bytes) -> list[bytes]:
+    """Cut a bundle into its records; give nothing when its lengths do not end where it ends."""
+    records: list[bytes] = []
+    at, end = 0, len(body) - 1
+    while at < end:
+        start = at + 2
+        at = start + (body[at] << 8 | body[at + 1])
+        records.append(body[start:at])
+    return records if at == len(body) else []
+
+
 def leaf_hash(record: bytes) -> bytes:
     """Compute the leaf hash of a record.
 
@@ -120,8 +131,8 @@ class Scan:
         body, path = self._read_bundle(index, width)
         if body is None:
             return [None] * width, [b""] * width
-        records, stop = split_bundle(body, width)
-        if len(records) == width and stop == len(body):
+        records = split_whole(body)
+        if len(records) == width:
             return list(records), [_sha256(b"\x00" + raw).digest() for raw in records]
         return self._realign(index, width, body, path)
 

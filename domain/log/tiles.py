@@ -189,7 +189,7 @@ def decode_bundle(data: bytes) -> Sequence[bytes]:
     while at < len(data):
         start = at + 2
         at = start + int.from_bytes(data[at:start], "big")
-        if start > len(data) or at > len(data) or len(records) == TILE_WIDTH:
+        if at > len(data) or len(records) == TILE_WIDTH:
             raise BundleMalformedError(records_read=len(records))
         records.append(data[start:at])
     return records

@@ -8,9 +8,11 @@ The way there, each step exact:
   1. the best items that the limits allow, if the budget covers them, are the answer;
   2. an item that enough others beat in score and price can never be needed and is dropped;
   3. one multiplier for money gives an upper bound; items that cannot reach the best known sum are dropped;
-  4. depth-first search under that bound, up to a limit of nodes;
-  5. beyond it, dynamic programming over (count, spend) if the table is small enough and no seller is capped;
-  6. otherwise the best set found, with the bound and `optimal` false.
+  4. a short depth-first search under that bound;
+  5. dynamic programming over the (count, spend) pairs that the bound leaves, up to a limit of states; it does not
+     see the cap per seller, so with one its answer counts only if it happens to keep the cap;
+  6. a long depth-first search, up to a limit of nodes;
+  7. otherwise the best set found, with the bound and `optimal` false.
 All arithmetic is on integers, so every machine gives the same answer, also when a limit ends the search.
 """
 
@@ -31,20 +33,24 @@ Numbers = npt.NDArray[Any]
 # Below this budget every product of the bound fits 62 bits; above it numpy computes on Python integers.
 _NATIVE_BUDGET_MAX = 2**35
 _SCORE_MAX = 2**21
-_UNREACHED = -(2**30)
+_TABLE_BUDGET_MAX = 2**31
+_COUNT_STEP = 2**27  # above any sum of 25 scores of 2^21
+_SHORT_SEARCH_NODES = 5_000
+_LAYER_STATES = 64  # what the fixed cost of a layer amounts to
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a set may hold, and how long to look for it.
 
-    Units:  budget in the unit of the prices, None for no limit; table_cells_max counts (item, count, spend) cells.
+    Units:  budget in the unit of the prices, None for no limit; nodes_max counts the steps of the search, states_max
+    those of the table. A million of either takes a few tenths of a second.
     """
 
     budget: int | None
     count_max: int
     per_seller_max: int | None = None
-    nodes_max: int = 500_000
-    table_cells_max: int = 50_000_000
+    nodes_max: int = 200_000
+    states_max: int = 2_000_000
 
 
 class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +101,7 @@ def choose(scores: Numbers, prices: Numbers, sellers: Numbers | None, limits: Li
 
     Shapes: scores, prices and sellers (n,), in the order of the items' ids; sellers are small integers.
     Units:  scores in 1..2^21; prices are non-negative integers in the unit of the budget.
-    Cost:   O(n log n), then at most nodes_max nodes, then at most table_cells_max cells.
+    Cost:   O(n log n), then at most states_max states and nodes_max nodes.
     """
     items = _affordable(scores, prices, sellers, limits)
     greedy = _best_within_counts(items.score, items.seller, limits, range(len(items.index)))
@@ -113,10 +119,8 @@ def _affordable(scores: Numbers, prices: Numbers, sellers: Numbers | None, limit
     """Keep what the budget covers, best first: (score down, price up, index up)."""
     if len(scores) and not 1 <= int(scores.min()) <= int(scores.max()) <= _SCORE_MAX:
         raise ValueError("a score lies in 1..2^21")
-    if limits.budget is None:
-        index = np.arange(len(prices))
-    else:
-        index = np.flatnonzero((prices <= limits.budget).astype(bool))
+    within = [True] * len(prices) if limits.budget is None else prices <= limits.budget
+    index = np.flatnonzero(np.asarray(within, dtype=bool))
     if prices.dtype == object:
         ranked = sorted(index.tolist(), key=lambda at: (-int(scores[at]), prices[at], at))
         index = np.array(ranked, dtype=np.int64)
@@ -131,7 +135,7 @@ def _per_seller(limits: Limits) -> int:
 
 
 def _best_within_counts(
-    worth: Sequence[int], seller: Sequence[int], limits: Limits, ranked: Sequence[int]
+    worth: Sequence[int] | Numbers, seller: Sequence[int], limits: Limits, ranked: Sequence[int]
 ) -> list[int]:
     """Take items of positive worth in the given order until the counts are full: optimal without a budget."""
     cap, used, taken = _per_seller(limits), Counter[int](), list[int]()
@@ -187,16 +191,28 @@ def _choose_under_budget(items: _Items, limits: Limits) -> Choice:
     picked = {items.index[at] for at in start}
     items = items.kept(_able_to_reach(items, bound, limits, reached))
     start = [at for at, index in enumerate(items.index) if index in picked]
-    best, nodes, closed = _search(items, bound, limits, start)
+    short = msgspec.structs.replace(limits, nodes_max=min(_SHORT_SEARCH_NODES, limits.nodes_max))
+    best, nodes, closed = _search(items, bound, short, start)
     if closed:
         return _closed(items, best, "branch_and_bound", nodes)
-    cells = len(items.index) * (limits.count_max + 1) * ((limits.budget or 0) + 1)
-    if limits.per_seller_max is None and cells <= limits.table_cells_max:
-        return _closed(items, _table(items, limits), "dynamic_programming", nodes)
-    ceiling = bound.total >> bound.shift
-    score, spend = sum(items.score[at] for at in best), sum(items.price[at] for at in best)
-    picks = tuple(sorted(items.index[at] for at in best))
-    return Choice(picks, score, spend, ceiling, ceiling == score, "branch_and_bound", nodes)
+    table = _table(items, bound, limits, best)
+    if table is not None and _keeps_cap(items, table, limits):
+        return _closed(items, table, "dynamic_programming", nodes)
+    best, nodes, closed = _search(items, bound, limits, best)
+    if closed:
+        return _closed(items, best, "branch_and_bound", nodes)
+    relaxed = bound.total >> bound.shift if table is None else sum(items.score[at] for at in table)
+    return _open(items, best, relaxed, nodes)
+
+
+def _open(items: _Items, places: Sequence[int], ceiling: int, nodes: int) -> Choice:
+    choice = _closed(items, places, "branch_and_bound", nodes)
+    return msgspec.structs.replace(choice, upper_bound=ceiling, optimal=ceiling == choice.score)
+
+
+def _keeps_cap(items: _Items, places: Sequence[int], limits: Limits) -> bool:
+    used = Counter(items.seller[at] for at in places)
+    return limits.per_seller_max is None or max(used.values()) <= limits.per_seller_max
 
 
 def _closed(items: _Items, places: Sequence[int], method: str, nodes: int) -> Choice:
@@ -267,9 +283,7 @@ def _starts(items: _Items, bound: _Bound, limits: Limits) -> list[list[int]]:
     ]
     by_worth = sorted(range(len(worth)), key=lambda at: -worth[at])
     dear = 1 + max(items.price)
-    by_ratio = sorted(
-        range(len(worth)), key=lambda at: -(items.score[at] * dear // max(items.price[at], 1))
-    )
+    by_ratio = sorted(range(len(worth)), key=lambda at: -(items.score[at] * dear // max(items.price[at], 1)))
     ranked = [by_worth, range(len(worth)), by_ratio, sorted(bound.fitting), _cheapest_first(items)]
     return [_exchanged(items, limits, _filled(items, limits, one)) for one in ranked]
 
@@ -419,28 +433,98 @@ class _Search:
         return total
 
 
-def _table(items: _Items, limits: Limits) -> list[int]:
-    """Fill a table of the best score for every count and exact spend, then walk it from the smallest index.
+class _Layer(msgspec.Struct):
+    """The states left after one item: the state each came from, and whether it took the item."""
 
-    Shapes: one (count_max + 1, budget + 1) layer, and one bit of memory per item and cell.
-    Cost:   n * count_max * budget cells.
-    Source: Kellerer, Pferschy and Pisinger 2004, section 9.7 (cardinality-constrained knapsack).
+    parent: Numbers
+    taken: Numbers
+
+
+def _table(items: _Items, bound: _Bound, limits: Limits, known: Sequence[int]) -> list[int] | None:
+    """Work through the reachable (count, spend) pairs, keeping the best score of each; None beyond the limit.
+
+    Items come in falling index and an equal sum prefers to take, so that the walk back finds the smallest indices.
+    A state goes if its count reaches its score for less money, or if the bound says it cannot reach what is known.
+
+    Cost:   at most states_max states.
+    Source: Kellerer, Pferschy and Pisinger 2004, sections 3.4 (lists of states) and 9.7 (cardinality).
     """
     budget, room = limits.budget or 0, limits.count_max
+    if budget >= _TABLE_BUDGET_MAX:
+        return None
+    span = budget + 1
     ranked = sorted(range(len(items.index)), key=lambda at: items.index[at])
-    best = np.full((room + 1, budget + 1), _UNREACHED, dtype=np.int32)
-    best[:, 0] = 0
-    taken = np.zeros((len(ranked), room + 1, budget + 1), dtype=bool)
+    rest = _best_rests(items, ranked, bound, room)
+    reached = sum(items.score[at] for at in known)
+    key, score = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    layers: list[_Layer] = []
+    states = 0
     for layer in range(len(ranked) - 1, -1, -1):
-        score, price = items.score[ranked[layer]], items.price[ranked[layer]]
-        with_item = best[:-1, : budget + 1 - price] + np.int32(score)
-        without = best[1:, price:]
-        # An equal sum takes the item: the walk below meets the smallest index first.
-        taken[layer, 1:, price:] = with_item >= without
-        best[1:, price:] = np.maximum(with_item, without)
-    spend, places = int(np.argmax(best[room])), []
-    for layer, at in enumerate(ranked):
-        if taken[layer, room, spend]:
-            places.append(at)
-            room, spend = room - 1, spend - items.price[at]
-    return places
+        item = ranked[layer]
+        key, score, parent, taken = _with_item(key, score, items.score[item], items.price[item], span, room)
+        states += len(key) + _LAYER_STATES
+        if states > limits.states_max:
+            return None
+        reached = max(reached, int(score.max()))
+        count, spend = np.divmod(key, span)
+        hope = (score << bound.shift) + bound.multiplier * (budget - spend) + rest[layer, room - count]
+        kept = _undominated_states(key, score, count, hope >= reached << bound.shift)
+        key, score = key[kept], score[kept]
+        layers.append(_Layer(parent[kept], taken[kept]))
+    return _walked(key % span, score, layers, ranked)
+
+
+def _best_rests(items: _Items, ranked: list[int], bound: _Bound, room: int) -> Numbers:
+    """Bound what the first `layer` items can add in `count` picks.
+
+    Shapes: (n + 1, room + 1), indexed by layer and count.
+    """
+    rests = np.zeros((len(ranked) + 1, room + 1), dtype=np.int64)
+    best: list[int] = []
+    for layer, at in enumerate(ranked, start=1):
+        insort(best, -max((items.score[at] << bound.shift) - bound.multiplier * items.price[at], 0))
+        del best[room:]
+        rests[layer, 1 : len(best) + 1] = best
+        rests[layer, len(best) + 1 :] = 0
+    return -np.cumsum(rests, axis=1)
+
+
+def _with_item(
+    key: Numbers, score: Numbers, item_score: int, item_price: int, span: int, room: int
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Merge the states that take an item with those that leave it; of equal keys the taking one stands first."""
+    able = np.flatnonzero((key // span < room) & (key % span + item_price < span))
+    keys = np.concatenate((key[able] + (span + item_price), key))
+    scores = np.concatenate((score[able] + item_score, score))
+    parents = np.concatenate((able, np.arange(len(key))))
+    order = np.argsort(keys, kind="stable")
+    return keys[order], scores[order], parents[order], order < len(able)
+
+
+def _undominated_states(key: Numbers, score: Numbers, count: Numbers, hopeful: Numbers) -> Numbers:
+    """Keep the hopeful states whose score no cheaper state of the same count has."""
+    lifted = score + count * _COUNT_STEP
+    rising = np.ones(len(key), dtype=bool)
+    rising[1:] = lifted[1:] > np.maximum.accumulate(lifted)[:-1]
+    kept = np.flatnonzero(rising & hopeful)
+    # Scores rise inside a count, so the last of equal keys is the best of them.
+    last = np.ones(len(kept), dtype=bool)
+    last[:-1] = key[kept[1:]] != key[kept[:-1]]
+    return kept[last]
+
+
+def _walked(spend: Numbers, score: Numbers, layers: list[_Layer], ranked: list[int]) -> list[int]:
+    """Walk back from each best final state, and give the set with the smallest indices."""
+    best = np.flatnonzero(score == score.max())
+    cheapest = best[spend[best] == spend[best].min()].tolist()
+    return min((_path(state, layers, ranked) for state in cheapest), key=lambda path: path[0])[1]
+
+
+def _path(state: int, layers: list[_Layer], ranked: list[int]) -> tuple[list[int], list[int]]:
+    numbers, places = [], []
+    for number, layer in enumerate(reversed(layers)):
+        if layer.taken[state]:
+            numbers.append(number)
+            places.append(ranked[number])
+        state = int(layer.parent[state])
+    return numbers, places

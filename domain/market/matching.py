@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from domain.canonical import encode_record
 from domain.errors import InvalidFieldError, MaxOffersInvalidError
 from domain.market.knapsack import Choice, Limits, choose
 from domain.market.standing import PPM, beta_bounds_ppm
@@ -98,14 +99,14 @@ class MatchPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `algorithm` changes whenever the same inputs could give another answer. With offers_outlive_deadline an offer
     that expires before the deadline of the want counts as expired.
 
-    Units:  weights in ppm, together 1,000,000; nodes_max and table_cells_max bound the work, see knapsack.
+    Units:  weights in ppm, together 1,000,000; nodes_max and states_max bound the work, see knapsack.
     """
 
     w_quality: int = 500_000
     w_cost: int = 300_000
     w_trust: int = 200_000
-    nodes_max: int = 500_000
-    table_cells_max: int = 50_000_000
+    nodes_max: int = 200_000
+    states_max: int = 2_000_000
     offers_outlive_deadline: bool = False
     algorithm: str = "match-1"
 
@@ -113,9 +114,9 @@ class MatchPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def digest(self) -> str:
         """Address the policy by its canonical JSON.
 
-        Source: RFC 8785; with ASCII strings and integers alone, sorted keys are all it asks for.
+        Source: RFC 8785.
         """
-        return "sha3-512:" + hashlib.sha3_512(msgspec.json.encode(self, order="sorted")).hexdigest()
+        return "sha3-512:" + hashlib.sha3_512(encode_record(msgspec.to_builtins(self))).hexdigest()
 
 
 # --------------------------------------------------------------------------- what comes out
@@ -216,6 +217,11 @@ class MatchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score_total: str
     diagnostics: Diagnostics
 
+    def as_data(self) -> dict[str, Any]:
+        """Give the result as a record holds it: objects, lists, strings and integers."""
+        data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return data
+
 
 # --------------------------------------------------------------------------- the match
 
@@ -305,10 +311,10 @@ def _columns(candidates: Sequence[Candidate]) -> _Columns:
     rows = list(zip(*map(msgspec.structs.astuple, offers), strict=True)) or [()] * len(
         Candidate.__struct_fields__
     )
-    ids, _, seller, prices, tasks, modality, status, expires_at, quality, _, successes, failures, _ = rows
+    ids, _, seller, prices, tasks, modality, status, expires_at, qualities, _, successes, failures, _ = rows
     if len(set(ids)) != len(ids):
         raise ValueError("each offer can be a candidate once")
-    quality = np.array(quality, dtype=np.int64)
+    quality = np.array(qualities, dtype=np.int64)
     if len(quality) and not 0 <= quality.min() <= quality.max() <= PPM:
         raise ValueError("quality lies in 0..1,000,000 ppm")
     return _Columns(
@@ -345,9 +351,7 @@ def _reasons(want: Want, columns: _Columns, policy: MatchPolicy, now: str) -> Nu
         "offer_expired": [
             one is not None and (one <= now or one < alive_until) for one in columns.expires_at
         ],
-        "task_not_supported": [
-            len(one) > 0 and want.task_type not in one for one in columns.allowed_tasks
-        ],
+        "task_not_supported": [len(one) > 0 and want.task_type not in one for one in columns.allowed_tasks],
         "modality_mismatch": [one not in modalities for one in columns.modality],
         "quality_below_threshold": columns.quality < want.min_quality_ppm,
         "currency_mismatch": other_currency,
@@ -383,7 +387,8 @@ def _scores(columns: _Columns, at: Numbers, policy: MatchPolicy, budget: Money |
 
 
 def _weighed(weight: int, ppm: Numbers) -> Numbers:
-    return (weight * ppm + PPM // 2) // PPM
+    weighed: Numbers = (weight * ppm + PPM // 2) // PPM
+    return weighed
 
 
 def _cost_norms(price: Numbers) -> Numbers:
@@ -397,14 +402,13 @@ def _cost_norms(price: Numbers) -> Numbers:
     saved = price.max() - price
     if span >= 2**62 // PPM:
         saved = saved.astype(object)
-    return (saved * PPM // span).astype(np.int64)
+    norms: Numbers = saved * PPM // span
+    return norms.astype(np.int64)
 
 
 def _choice(want: Want, columns: _Columns, scores: _Scores, policy: MatchPolicy) -> Choice:
     budget = None if want.budget is None else want.budget.nano // scores.unit
-    limits = Limits(
-        budget, want.max_offers, want.max_per_seller, policy.nodes_max, policy.table_cells_max
-    )
+    limits = Limits(budget, want.max_offers, want.max_per_seller, policy.nodes_max, policy.states_max)
     sellers = None
     if want.max_per_seller is not None:
         number: dict[str, int] = {}
@@ -473,7 +477,9 @@ def _top_ranked(columns: _Columns, scores: _Scores) -> tuple[RankedOffer, ...]:
     front = np.argsort(-scores.total, kind="stable")
     if len(front) > TOP_RANKED_MAX:
         front = np.flatnonzero(scores.total >= scores.total[front[TOP_RANKED_MAX - 1]])
-    ranked = sorted(front.tolist(), key=lambda pick: (-int(scores.total[pick]), int(scores.price[pick]), pick))
+    ranked = sorted(
+        front.tolist(), key=lambda pick: (-int(scores.total[pick]), int(scores.price[pick]), pick)
+    )
     return tuple(
         RankedOffer(columns.offers[int(scores.at[pick])].offer_id, _breakdown(scores, pick))
         for pick in ranked[:TOP_RANKED_MAX]
@@ -493,9 +499,7 @@ def _price_bounds(scores: _Scores, currency: str) -> PriceBounds | None:
     if not len(scores.price):
         return None
     lowest, highest = int(scores.price.min()), int(scores.price.max())
-    return PriceBounds(
-        Money.of(lowest * scores.unit, currency), Money.of(highest * scores.unit, currency)
-    )
+    return PriceBounds(Money.of(lowest * scores.unit, currency), Money.of(highest * scores.unit, currency))
 
 
 # --------------------------------------------------------------------------- what would have matched

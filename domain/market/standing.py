@@ -126,4 +126,4 @@ def beta_cdf_reaches_tail(successes: int, failures: int, x: int, scale: int) -> 
     for done in range(1, trials + 1):
         term = term * (trials - done + 1) * x // (done * rest)
         tail += term if done > successes else 0
-    return 100 * tail >= TAIL_PERCENT * scale**trials
+    return bool(100 * tail >= TAIL_PERCENT * scale**trials)

@@ -104,7 +104,13 @@ def figures() -> list[dict[str, Any]]:
         *_split(wants, offers, policy),
     ]
     return [
-        {"name": name, "value": round(value, 3), "unit": "ms", "baseline": round(plain, 3), "ratio": round(value / plain, 3)}
+        {
+            "name": name,
+            "value": round(value, 3),
+            "unit": "ms",
+            "baseline": round(plain, 3),
+            "ratio": round(value / plain, 3),
+        }
         for name, value in lines
     ]
 
@@ -127,7 +133,9 @@ def _split(wants: list[Want], offers: list[Candidate], policy: MatchPolicy) -> l
         )
         parts["choice"].append(
             median_ms(
-                lambda want=want, columns=columns, scores=scores: matching._choice(want, columns, scores, policy)
+                lambda want=want, columns=columns, scores=scores: matching._choice(
+                    want, columns, scores, policy
+                )
             )
         )
     return [(f"market.match_10k_{part}", statistics.median(taken)) for part, taken in parts.items()]

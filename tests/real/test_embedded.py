@@ -56,7 +56,6 @@ def another(tmp_path: Path, repository_root: Path) -> Iterator[Started]:
         process = subprocess.Popen(
             [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path), word],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=repository_root,
-            env={**os.environ, "PYTHONPATH": str(repository_root)},
         )  # fmt: skip
         started.append(process)
         return process
@@ -167,13 +166,14 @@ def test_the_number_of_a_dead_server_may_belong_to_another_program_by_now(tmp_pa
         "",
         "ready",
     ]
-    (tmp_path / "postgres" / "postmaster.pid").write_text("\n".join(stale) + "\n")
+    for lock in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+        (tmp_path / "postgres" / lock).write_text("\n".join(stale) + "\n")
     with EmbeddedPostgres.start(tmp_path):
         assert postmaster_pid(tmp_path) != os.getpid()
 
 
 def test_a_first_start_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
-    draft = tmp_path / "postgres.new"
+    draft = tmp_path / "postgres.new-abc"
     draft.mkdir()
     (draft / "PG_VERSION").write_text("18\n")
     with EmbeddedPostgres.start(tmp_path) as server, psycopg.connect(server.url) as connection:

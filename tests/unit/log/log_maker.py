@@ -125,12 +125,16 @@ def chained(events: list[dict[str, Any]]) -> list[bytes]:
     return records
 
 
-def opened(name: str, side: str = "credit", *, overdraft: bool = False, currency: str = "EUR") -> dict[str, Any]:
+def opened(
+    name: str, side: str = "credit", *, overdraft: bool = False, currency: str = "EUR"
+) -> dict[str, Any]:
     """An entry that opens an account."""
     return {"op": "open", "account": name, "currency": currency, "side": side, "overdraft": overdraft}
 
 
-def moved(*postings: tuple[str, str], op: str = "transfer", currency: str = "EUR", **more: Any) -> dict[str, Any]:
+def moved(
+    *postings: tuple[str, str], op: str = "transfer", currency: str = "EUR", **more: Any
+) -> dict[str, Any]:
     """An entry that moves money: (account, signed amount) each."""
     legs = [{"account": name, "amount": amount} for name, amount in postings]
     return {"op": op, "postings": legs, "currency": currency} | more
@@ -164,7 +168,9 @@ def sample_events(count: int) -> list[dict[str, Any]]:
             )
         elif kind == 2:
             change |= with_money(
-                moved(("bank", "1"), (wallet, "-1")), held(f"h:{number}", wallet, "1"), {"op": "void", "hold": f"h:{number}"}
+                moved(("bank", "1"), (wallet, "-1")),
+                held(f"h:{number}", wallet, "1"),
+                {"op": "void", "hold": f"h:{number}"},
             )
         else:
             change |= {"data": {"note": f"größer \u2014 {number}", "deep": [{"a": 1}, [True, None]]}}
@@ -190,7 +196,10 @@ def tiles_of(records: list[bytes]) -> dict[str, bytes]:
 
 
 def a_log(
-    records: list[bytes], signer: Signer | None = None, history: tuple[int, ...] = (), origin: str | None = None
+    records: list[bytes],
+    signer: Signer | None = None,
+    history: tuple[int, ...] = (),
+    origin: str | None = None,
 ) -> dict[str, bytes]:
     """A whole export: tiles, checkpoint, key, history and manifest, as path to bytes."""
     signer = signer or Signer()
@@ -200,7 +209,10 @@ def a_log(
     files["log.vkey"] = signer.vkey.encode() + b"\n"
     notes = [(size, signer.checkpoint(size, merkle_root(leaves[:size]), origin)) for size in history]
     if notes:
-        lines = [json.dumps({"size": size, "note": note}, separators=(",", ":"), ensure_ascii=False) for size, note in notes]
+        lines = [
+            json.dumps({"size": size, "note": note}, separators=(",", ":"), ensure_ascii=False)
+            for size, note in notes
+        ]
         files["checkpoints"] = "".join(line + "\n" for line in lines).encode()
     files["manifest.json"] = canonical(
         {

@@ -318,6 +318,12 @@ class TestCheckpoints:
         with pytest.raises(NoteUnverifiedError):
             open_checkpoint(note, [SIGNER.key, WITNESS.key])
 
+    def test_a_witness_named_like_the_log_is_not_the_log(self):
+        namesake = Cosigner(HEAD.origin, bytes(range(9, 41)))
+        note = (HEAD.text + "\n" + namesake.cosignature_line(HEAD.text, 1)).encode()
+        with pytest.raises(NoteUnverifiedError):
+            open_checkpoint(note, [SIGNER.key, namesake.key])
+
     def test_another_log_cannot_sign_for_the_origin(self):
         with pytest.raises(NoteUnverifiedError):
             open_checkpoint(sign_note(HEAD.text, OTHER), [SIGNER.key, OTHER.key])

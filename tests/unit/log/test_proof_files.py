@@ -80,6 +80,11 @@ class TestFormat:
         allowed = (ProofMalformedError, ProofInvalidError)
         assert isinstance(refusal.value, allowed)
 
+    def test_hashes_of_another_length_are_refused(self):
+        for sibling in (bytes(31), bytes(33), b""):
+            with pytest.raises(ProofMalformedError):
+                parse_proof_file(ProofFile(0, (bytes(32), sibling), COSIGNED).to_bytes())
+
     def test_too_many_hashes_are_refused(self):
         with pytest.raises(ProofMalformedError):
             parse_proof_file(ProofFile(0, (bytes(32),) * 64, COSIGNED).to_bytes())

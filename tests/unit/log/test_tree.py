@@ -236,6 +236,24 @@ class TestInclusion:
         assert sorted(read) == named
         assert len(named) <= 2 * 3
 
+    def test_a_proof_ends_exactly_at_the_root_of_the_stated_size(self, small):
+        proof = inclusion_proof(0, 4, small[1])
+        for size in (1, 2, 5, 8, 256):
+            with pytest.raises(ProofInvalidError):
+                verify_inclusion(LEAVES[0], 0, size, proof, SLOW.root(0, 4))
+        # The way from the last leaf of eight passes the place of the last leaf of four and goes on.
+        with pytest.raises(ProofInvalidError):
+            verify_inclusion(LEAVES[7], 3, 4, inclusion_proof(7, 8, small[1]), SLOW.root(0, 8))
+
+    def test_hashes_of_another_length_are_refused_even_where_the_joined_bytes_agree(self):
+        left, right = LEAVES[:2]
+        root = node_hash(left, right)
+        verify_inclusion(left, 0, 2, [right], root)
+        with pytest.raises(ProofInvalidError):
+            verify_inclusion(left[:-1], 0, 2, [left[-1:] + right], root)
+        with pytest.raises(ProofInvalidError):
+            verify_inclusion(b"", 0, 1, [], b"")
+
     @pytest.mark.parametrize(("position", "size"), [(0, 0), (5, 5), (6, 5), (-1, 5), (0, 2**63)])
     def test_a_position_outside_the_tree_is_refused(self, small, position, size):
         with pytest.raises(TreeSizeInvalidError):
@@ -299,6 +317,22 @@ class TestConsistency:
 
         consistency_proof(size1, size2, read_tile)
         assert sorted(read) == consistency_tiles(size1, size2)
+
+    def test_a_proof_ends_exactly_at_the_root_of_the_stated_size(self, small):
+        proof = consistency_proof(2, 8, small[1])
+        for size in (3, 4, 9, 16, 256):
+            with pytest.raises(ProofInvalidError):
+                verify_consistency(2, SLOW.root(0, 2), size, SLOW.root(0, 8), proof)
+        # The way from seven to eight passes that from three to four and goes on.
+        with pytest.raises(ProofInvalidError):
+            verify_consistency(3, SLOW.root(0, 7), 4, SLOW.root(0, 8), consistency_proof(7, 8, small[1]))
+
+    def test_hashes_of_another_length_are_refused_even_where_the_joined_bytes_agree(self, small):
+        root1, root2 = SLOW.root(0, 2), SLOW.root(0, 4)
+        (right,) = consistency_proof(2, 4, small[1])
+        verify_consistency(2, root1, 4, root2, [right])
+        with pytest.raises(ProofInvalidError):
+            verify_consistency(2, root1[:-1], 4, root2, [root1[-1:] + right])
 
     def test_everything_extends_nothing_but_nothing_verifies_nothing(self, small):
         assert consistency_proof(0, 300, small[1]) == []

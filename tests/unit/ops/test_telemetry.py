@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.settings import LogFormat, LogLevel
-from ops.telemetry import REGISTRY, configure_logging, exposition, redact
+from ops.telemetry import REGISTRY, batch_committed, configure_logging, exposition, redact
 
 SECRET = "open-sesame"
 
@@ -109,3 +109,12 @@ def test_every_metric_carries_the_house_name() -> None:
     assert families
     assert all(family.name.startswith("soma_") and family.documentation.endswith(".") for family in families)
     assert b"soma_log_commit_seconds_bucket" in exposition()
+
+
+def test_a_group_commit_is_counted_by_the_outcome_of_its_commands() -> None:
+    def committed() -> float:
+        return REGISTRY.get_sample_value("soma_log_commands_total", {"outcome": "committed"}) or 0.0
+
+    before = committed()
+    batch_committed({"committed": 3, "refused": 1}, 5, 0.002)
+    assert committed() == before + 3
