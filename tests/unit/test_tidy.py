@@ -448,7 +448,7 @@ def test_a_registry_or_a_machine_is_seen(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["GET /v1/log/root/hash", "a /homely thing", "~/work/soma", "$(ROOT)/work/x"]
+    "line", ["GET /v1/log/root/hash", "a /homely thing", "~/home/soma", "$(ROOT)/home/x"]
 )
 def test_an_innocent_path_is_not_taken_for_a_machine(line: str) -> None:
     assert not list(placeless("file", line))
