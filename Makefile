@@ -53,7 +53,7 @@ docs: $(STAMP) ## print the references (errors, events, settings, OpenAPI) from 
 
 bench: $(STAMP) ## measure every figure against its baseline; ONLY=log.commands_64 for one
 	@echo "bench: name value unit baseline ratio; the same as JSON under var/bench/"
-	@$(BIN)/python -m tests.bench $(ONLY)
+	@$(BIN)/python -m tests.bench.run $(ONLY)
 
 check: lint test ## what CI runs
 

@@ -320,7 +320,7 @@ class Case:
     def commit(self, key: Key | None) -> Commit:
         """Make the commit of what was decided; it falls with the pending ones it was decided on."""
         after = [r.commit for r in self._reads.values() if r.commit is not None and not r.commit.done]
-        states = [_state(r) for r in self._touched.values()]
+        states = [state_of(r.aggregate, r.address) for r in self._touched.values() if r.aggregate and r.address]
         return Commit(self.rows, self.entries, states, key, tuple(self._reads), after, self._ledger.epoch)
 
     def withdraw(self) -> None:
@@ -330,11 +330,11 @@ class Case:
         self.rows, self.entries, self._touched = [], [], {}
 
 
-def _state(resident: _Resident) -> State:
-    a = resident.aggregate
-    assert a is not None and resident.address is not None
+def state_of(aggregate: Aggregate, address: bytes) -> State:
+    """Give the current-state row of an aggregate whose latest record has this address."""
+    a = aggregate
     return State(
-        a.KIND, a.id, a.version, resident.address, a.tenant, a.owner_key(), a.status_key(), a.deadline_key(),
+        a.KIND, a.id, a.version, address, a.tenant, a.owner_key(), a.status_key(), a.deadline_key(),
         a.party_keys(), encode_state(a), a.search_text(),
     )  # fmt: skip
 

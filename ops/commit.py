@@ -114,8 +114,21 @@ class Committer:
                 if attempt == RETRIES_MAX - 1:
                     raise UnavailableError("the log cannot be written now", internal=str(outage)) from outage
                 time.sleep(0.05 * 2**attempt)
+            except psycopg.DatabaseError:
+                if len(todo) == 1:
+                    raise
+                self._one_by_one(todo)
+                return
             todo = [c for c in todo if c.error is None]
         raise UnavailableError("the log is too busy")
+
+    def _one_by_one(self, todo: list[Commit]) -> None:
+        """Find the command the database itself refuses, so that its neighbours are not refused with it."""
+        for commit in todo:
+            try:
+                self.commit([commit])
+            except psycopg.DatabaseError as refusal:
+                commit.error = refusal
 
     def _commit_once(self, todo: list[Commit]) -> None:
         plan: Plan | None = None
@@ -138,6 +151,10 @@ class Committer:
             self._drop_connection()
             if plan is None or not self._was_committed(plan):
                 raise
+        except BaseException:
+            # The book in memory holds what this batch did to it, and nothing of that was written.
+            self._drop_memory()
+            raise
         self.observe(4)
         self._accept(plan)
 
@@ -152,6 +169,9 @@ class Committer:
             commit.after = ()
         for commit, refusal in plan.refusals.items():
             commit.error = refusal
+        from_library = {row.stream for commit in plan.commits if commit.waiter is not None for row in commit.rows}
+        if from_library:
+            self._note_foreign(from_library)
         if len(self._book.accounts) + len(self._book.holds) > BOOK_NAMES_MAX:
             self._book = Book()
 
@@ -183,10 +203,13 @@ class Committer:
         """Refuse what lost its race inside the batch: first come, first served."""
         versions: set[tuple[str, int]] = set()
         keys: set[bytes] = set()
+        from_library: set[str] = set()
         kept = []
         for commit in todo:
             claims = [(row.stream, row.version) for row in commit.rows]
             if any(a.error is not None for a in commit.after) or self._outdated(commit):
+                commit.error = Redo()
+            elif not from_library.isdisjoint(commit.reads):
                 commit.error = Redo()
             elif commit.key is not None and commit.key.id in keys:
                 commit.error = Redo()
@@ -196,6 +219,8 @@ class Committer:
                 versions.update(claims)
                 if commit.key is not None:
                     keys.add(commit.key.id)
+                if commit.waiter is not None:
+                    from_library.update(row.stream for row in commit.rows)
                 kept.append(commit)
         return kept
 
@@ -287,9 +312,9 @@ class Committer:
         if keyed:
             params += _key_params(plan)
         if plan.postings:
-            params += _money_params(plan)
+            params += money_params(plan)
         if states:
-            params += _state_params(list(states.values()))
+            params += state_params(list(states.values()))
         if cursor.execute(statements.commit_statement(parts), params, prepare=True).fetchone() is None:
             raise HeadMoved
 
@@ -316,7 +341,10 @@ class Committer:
 
     def _tell_foreign(self, cursor: psycopg.Cursor[Any], start: int, end: int) -> None:
         rows = cursor.execute(statements.FOREIGN_STREAMS, (start, end), prepare=True).fetchall()
-        streams = {row[0] for row in rows} if len(rows) <= 5000 else None
+        self._note_foreign({row[0] for row in rows} if len(rows) <= 5000 else None)
+
+    def _note_foreign(self, streams: set[str] | None) -> None:
+        """Remember streams that were written past the gate, and tell it."""
         self._epoch += 1
         self._foreign.append((self._epoch, streams))
         self._on_foreign(streams, self._epoch)
@@ -440,7 +468,8 @@ def _key_params(plan: Plan) -> list[Any]:
     ]
 
 
-def _money_params(plan: Plan) -> list[Any]:
+def money_params(plan: Plan) -> list[Any]:
+    """Pack postings, accounts and holds for the statement."""
     moves = [move for _, _, move in plan.postings]
     accounts, holds = plan.accounts, plan.holds
     return [
@@ -465,7 +494,8 @@ def _money_params(plan: Plan) -> list[Any]:
     ]
 
 
-def _state_params(states: Sequence[State]) -> list[Any]:
+def state_params(states: Sequence[State]) -> list[Any]:
+    """Pack current states for the statement."""
     return [
         arrays.text([s.kind for s in states]),
         arrays.text([s.id for s in states]),

@@ -296,6 +296,13 @@ class LogReader:
         decoder = msgspec.json.Decoder(AGGREGATES[kind])
         return [decoder.decode(state) for (state,) in rows]
 
+    async def due(self, limit: int) -> list[tuple[str, str]]:
+        """List aggregates (kind, id) whose deadline has passed, the longest overdue first."""
+        rows = await self._all(
+            "SELECT kind, id FROM records WHERE deadline <= clock_timestamp() ORDER BY deadline LIMIT %s", limit
+        )
+        return [(kind, name) for kind, name in rows]
+
     # ------------------------------------------------------------------ money
 
     async def balance(self, account: str, size: int | None = None) -> Balance:

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 from eventsourcing.persistence import (
     ApplicationRecorder,
+    DataError,
     IntegrityError,
     ListenNotifySubscription,
     Notification,
@@ -29,10 +31,11 @@ from eventsourcing.persistence import (
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
-from domain.errors import LedgerError, OverloadedError, ShuttingDownError, UnavailableError
-from domain.ledger import Commit, KeyKnown, Redo, Row
+from domain.book import Entry
+from domain.errors import LedgerError, OverloadedError, RecordTooLargeError, ShuttingDownError, UnavailableError
+from domain.ledger import Commit, KeyKnown, Redo, Row, State
 from domain.log.hashes import leaf_hash
-from domain.log.records import digest
+from domain.log.records import RECORD_BYTES_MAX, digest
 from ops import telemetry
 from ops.commit import Committer
 
@@ -150,23 +153,32 @@ class LedgerRecorder(ApplicationRecorder):
 
     # ------------------------------------------------------------------ the library's side
 
-    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
+    def insert_events(
+        self,
+        stored_events: Sequence[StoredEvent],
+        *,
+        states: Sequence[State] = (),
+        entries: Sequence[tuple[int, Sequence[Entry]]] = (),
+        **kwargs: Any,
+    ) -> Sequence[int] | None:
         """Append events whose state is the bytes to be logged; wait for the commit.
 
-        Gives their notification ids. Raises the library's IntegrityError where a version is taken or leaves a gap.
+        states and entries are written with them, as for a command of the gate. Gives the notification ids; raises the
+        library's IntegrityError where a version is taken or leaves a gap, and the book's refusals as they are.
+        Errors: overloaded, record_too_large, shutting_down.
         """
         if any(value is not None for value in kwargs.values()):
             raise TypeError(f"this recorder takes no {', '.join(kwargs)}: followers keep their own position")
         if not stored_events:
             return None
         self._check_versions(stored_events)
-        commit = Commit(rows=[_row(event) for event in stored_events])
+        commit = Commit(rows=[_row(event) for event in stored_events], entries=entries, states=states)
         commit.waiter = threading.Lock()
         commit.waiter.acquire()
         self._enqueue(commit)
         commit.waiter.acquire()
         if commit.error is not None:
-            raise _library_error(commit.error) from commit.error
+            raise _library_error(commit.error) from None if isinstance(commit.error, LedgerError) else commit.error
         assert commit.position is not None
         return range(commit.position + 1, commit.position + 1 + len(stored_events))
 
@@ -178,7 +190,7 @@ class LedgerRecorder(ApplicationRecorder):
             if stream not in expected:
                 last = self.select_events(stream, desc=True, limit=1) if event.originator_version > 1 else []
                 expected[stream] = last[0].originator_version + 1 if last else 1
-            if event.originator_version > expected[stream]:
+            if not 1 <= event.originator_version <= expected[stream]:
                 raise IntegrityError(f"{stream} would jump to version {event.originator_version}")
             expected[stream] = event.originator_version + 1
 
@@ -311,14 +323,29 @@ def _outcome(error: BaseException | None) -> str:
     return "refused" if isinstance(error, LedgerError) and error.status < 500 else "failed"
 
 
+class _Tenant(msgspec.Struct):
+    tenant: str = ""
+
+
+_tenants = msgspec.json.Decoder(_Tenant)
+
+
 def _row(event: StoredEvent) -> Row:
-    state = event.state
-    return Row(
-        str(event.originator_id), event.originator_version, event.topic, "", digest(state), leaf_hash(state), state
-    )
+    state, stream = event.state, str(event.originator_id)
+    if len(state) > RECORD_BYTES_MAX:
+        raise RecordTooLargeError(bytes=len(state), bytes_max=RECORD_BYTES_MAX, type=event.topic)
+    try:
+        tenant = _tenants.decode(state).tenant
+    except msgspec.DecodeError:
+        tenant = ""  # the library stores any bytes; what is no record belongs to nobody
+    return Row(stream, event.originator_version, event.topic, tenant, digest(state), leaf_hash(state), state)
 
 
 def _library_error(error: BaseException) -> Exception:
     if isinstance(error, UnavailableError):
         return OperationalError(error.message)
+    if isinstance(error, LedgerError):
+        return error
+    if isinstance(error, psycopg.DataError):
+        return DataError(str(error))
     return IntegrityError("the version is taken")

@@ -55,9 +55,11 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One version of an offer, with the standing of its seller as evidence gives it.
 
     An empty allowed_tasks allows every task; expires_at is a moment's text, None for never. declared_quality is
-    what the seller says; it is carried along and never scored.
+    what the seller says; it is carried along and never scored. An intent's least quality is held against
+    threshold_ppm: evidence where there is some, otherwise the declared value, so that a new seller stands low in
+    the ranking but is not shut out. None means quality_ppm.
 
-    Units:  price per round; quality_ppm in 0..1,000,000.
+    Units:  price per round; quality_ppm and threshold_ppm in 0..1,000,000.
     """
 
     offer_id: str
@@ -73,6 +75,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     successes: int
     failures: int
     min_rounds: int = 1
+    threshold_ppm: int | None = None
 
 
 class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,6 +241,7 @@ class _Columns(msgspec.Struct):
     status: Sequence[str]
     expires_at: Sequence[str | None]
     quality: Numbers
+    threshold: Numbers
     successes: Sequence[int]
     failures: Sequence[int]
 
@@ -311,11 +315,12 @@ def _columns(candidates: Sequence[Candidate]) -> _Columns:
     rows = list(zip(*map(msgspec.structs.astuple, offers), strict=True)) or [()] * len(
         Candidate.__struct_fields__
     )
-    ids, _, seller, prices, tasks, modality, status, expires_at, qualities, _, successes, failures, _ = rows
+    ids, _, seller, prices, tasks, modality, status, expires_at, qualities, _, successes, failures, _, least = rows
     if len(set(ids)) != len(ids):
         raise ValueError("each offer can be a candidate once")
     quality = np.array(qualities, dtype=np.int64)
-    if len(quality) and not 0 <= quality.min() <= quality.max() <= PPM:
+    thresholds = [own if one is None else one for one, own in zip(least, qualities, strict=True)]
+    if len(quality) and not 0 <= min(min(qualities), min(thresholds)) <= max(*qualities, *thresholds) <= PPM:
         raise ValueError("quality lies in 0..1,000,000 ppm")
     return _Columns(
         offers=offers,
@@ -327,6 +332,7 @@ def _columns(candidates: Sequence[Candidate]) -> _Columns:
         status=status,
         expires_at=expires_at,
         quality=quality,
+        threshold=np.array(thresholds, dtype=np.int64),
         successes=successes,
         failures=failures,
     )
@@ -353,7 +359,7 @@ def _reasons(want: Want, columns: _Columns, policy: MatchPolicy, now: str) -> Nu
         ],
         "task_not_supported": [len(one) > 0 and want.task_type not in one for one in columns.allowed_tasks],
         "modality_mismatch": [one not in modalities for one in columns.modality],
-        "quality_below_threshold": columns.quality < want.min_quality_ppm,
+        "quality_below_threshold": columns.threshold < want.min_quality_ppm,
         "currency_mismatch": other_currency,
         "self_dealing": [one == want.owner for one in columns.seller],
     }
@@ -537,8 +543,8 @@ def _budget_proposal(want: Want, columns: _Columns, places: list[int]) -> Propos
 def _quality_proposal(columns: _Columns, places: list[int]) -> Proposal | None:
     if not places:
         return None
-    best = int(columns.quality[places].max())
-    offers = _named(columns, (at for at in places if columns.quality[at] == best))
+    best = int(columns.threshold[places].max())
+    offers = _named(columns, (at for at in places if columns.threshold[at] == best))
     return Proposal("min_quality", offers, at_most=ppm_text(best))
 
 

@@ -141,6 +141,8 @@ def _split(wants: list[Want], offers: list[Candidate], policy: MatchPolicy) -> l
     return [(f"market.match_10k_{part}", statistics.median(taken)) for part, taken in parts.items()]
 
 
+FIGURES = {"market.match_10k": figures}
+
 if __name__ == "__main__":
     for figure in figures():
         print(*figure.values())

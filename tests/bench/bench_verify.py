@@ -149,6 +149,8 @@ def figures() -> list[dict[str, Any]]:
     ]
 
 
+FIGURES = {"log.verify": figures}
+
 if __name__ == "__main__":
     for figure in figures():
         print(figure)

@@ -1,0 +1,131 @@
+"""The HTTP application: routes, problems, limits and metrics around one open ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+from api.routes import log as log_routes
+from api.routes import market, money, system, training
+from domain.errors import BodyTooLargeError
+from ops import telemetry
+from ops.runtime import open_runtime
+from ops.settings import Settings
+from ops.tokens import LocalIssuer, TokenGate
+from projections.rounds import RoundRunner
+from projections.sweeper import Sweeper
+
+VERSION = "0.1.0"
+ROUTERS = (market.router, money.router, training.router, log_routes.router, system.router)
+
+
+def create_app(settings: Settings, observe: Callable[[int], None] | None = None) -> FastAPI:
+    """Make the application; it opens the ledger when it starts and closes it when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_runtime(settings, observe) as opened:
+            app.state.runtime = opened
+            app.state.rounds = RoundRunner(opened)
+            app.state.sweeper = Sweeper(opened)
+            await app.state.rounds.resume()
+            app.state.sweeper.start()
+            try:
+                yield
+            finally:
+                await app.state.sweeper.close()
+                await app.state.rounds.close()
+
+    app = FastAPI(
+        title="Soma Ledger",
+        version=VERSION,
+        description="An event-sourced ledger for a marketplace of AI personas. Every change is one immutable event.",
+        lifespan=lifespan,
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    issuer = LocalIssuer(settings)
+    app.state.settings = settings
+    app.state.issuer = issuer
+    app.state.tokens = TokenGate(settings, issuer)
+    for router in ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    app.add_middleware(_Limits, body_bytes_max=settings.body_bytes_max, dataset_bytes_max=settings.dataset_bytes_max)
+    app.add_middleware(_Meter)
+    return app
+
+
+class _Limits:
+    """Refuses bodies over the limit, by their stated length or while they come in."""
+
+    def __init__(self, app: ASGIApp, body_bytes_max: int, dataset_bytes_max: int) -> None:
+        self._app = app
+        self._body_bytes_max = body_bytes_max
+        self._dataset_bytes_max = dataset_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        bytes_max = self._dataset_bytes_max if scope["path"] == "/v1/datasets" else self._body_bytes_max
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        if stated.isdigit() and int(stated) > bytes_max:
+            await problems.respond(BodyTooLargeError(bytes_max=bytes_max))(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > bytes_max:
+                raise BodyTooLargeError(bytes_max=bytes_max)
+            return message
+
+        await self._app(scope, bounded, send)
+
+
+class _Meter:
+    """Counts requests and their time, by route template and never by raw path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._children: dict[tuple[str, str, str], Any] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = "500"
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._count(route, scope["method"], status, time.perf_counter() - started)
+
+    def _count(self, route: str, method: str, status: str, seconds: float) -> None:
+        key = (route, method, status)
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (
+                telemetry.HTTP_REQUESTS.labels(*key),
+                telemetry.HTTP_REQUEST_SECONDS.labels(route),
+            )
+        children[0].inc()
+        children[1].observe(seconds)

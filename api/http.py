@@ -1,0 +1,201 @@
+"""What routes share: who calls, how a command is carried out, and how its answer is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import Depends, Header, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, create_model
+
+from domain.errors import ForbiddenError, InvalidAsOfError, InvalidCursorError, UnauthorizedError, VersionMismatchError
+from domain.fields import Command
+from domain.ledger import Answer, Caller, UseCase
+from domain.values import moment_of
+from ops.runtime import Runtime
+
+C = TypeVar("C", bound=Command)
+
+PAGE_MAX = 500
+PAGE = 100
+READERS_OF_ALL = frozenset({"operator", "auditor"})
+
+
+def runtime(request: Request) -> Runtime:
+    """Give the open ledger."""
+    opened: Runtime = request.app.state.runtime
+    return opened
+
+
+async def caller(request: Request) -> Caller:
+    """Read who calls from the bearer token.
+
+    Errors: unauthorized, unavailable.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthorizedError()
+    gate = request.app.state.tokens
+    known: Caller | None = gate.recall(token)
+    if known is not None:
+        return known
+    verified: Caller = await asyncio.to_thread(gate.verify, token) if gate.blocks else gate.verify(token)
+    return verified
+
+
+Open = Annotated[Runtime, Depends(runtime)]
+Who = Annotated[Caller, Depends(caller)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="1 to 255 visible ASCII characters; a repeat hears the first answer."),
+]
+IfMatch = Annotated[str | None, Header(alias="If-Match", description='The version expected, such as "3".')]
+Correlation = Annotated[str | None, Header(alias="X-Correlation-ID", max_length=128, pattern=r"^[\x21-\x7e]+$")]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Items on the page.")]
+Cursor = Annotated[str | None, Query(max_length=300, description="`next` of the page before.")]
+
+
+class Envelope:
+    """The headers of a write."""
+
+    def __init__(self, key: IdempotencyKey = None, if_match: IfMatch = None, correlation: Correlation = None) -> None:
+        self.key = key
+        self.correlation = correlation
+        self.if_match = _version(if_match)
+
+
+def _version(if_match: str | None) -> int | None:
+    if if_match is None or if_match == "*":
+        return None
+    text = if_match.removeprefix("W/").strip('"')
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise VersionMismatchError('If-Match names a version, such as "3"', if_match=if_match[:64])
+    return int(text)
+
+
+Sent = Annotated[Envelope, Depends(Envelope)]
+
+
+async def act(
+    opened: Runtime,
+    use_case: UseCase,
+    command: BaseModel,
+    who: Caller,
+    sent: Envelope,
+    *,
+    status: int = 200,
+    gather: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+) -> Response:
+    """Carry a command out and print its answer."""
+    answer = await opened.ledger.act(
+        use_case, command, who, key=sent.key, if_match=sent.if_match, correlation=sent.correlation, gather=gather
+    )
+    return printed(answer, status)
+
+
+def printed(answer: Answer, status: int = 200) -> Response:
+    """Print the aggregate a command came to, with the receipt of its records.
+
+    The aggregate's bytes are what the decision wrote; only the receipt is added behind them.
+    """
+    receipt = {"position": answer.position, "event_count": answer.event_count, "repeated": answer.repeated}
+    body = answer.body[:-1] + b',"receipt":' + orjson.dumps(receipt) + b"}"
+    response = Response(body, status, media_type="application/json")
+    at = answer.body.rfind(b'"version":')
+    if at >= 0:
+        response.headers["ETag"] = f'"{answer.body[at + 10 : -1].decode()}"'
+    return response
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Print any value."""
+    return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+# --------------------------------------------------------------------------- bodies
+
+
+def body_of(command: type[C], *path_fields: str) -> type[BaseModel]:
+    """Give the body of a command: its fields but those that travel in the path."""
+    fields: dict[str, Any] = {
+        name: (field.annotation if not field.metadata else Annotated[field.annotation, *field.metadata], field)
+        for name, field in command.model_fields.items()
+        if name not in path_fields
+    }
+    config = ConfigDict(**command.model_config)
+    return create_model(f"{command.__name__}Body", __config__=config, __doc__=command.__doc__, **fields)
+
+
+def completed(command: type[C], body: BaseModel | None, **path_fields: str) -> C:
+    """Put the fields of the path beside those of the body."""
+    given = {name: getattr(body, name) for name in body.model_fields_set} if body is not None else {}
+    return command(**given, **path_fields)
+
+
+# --------------------------------------------------------------------------- pages and time travel
+
+
+def page(items: list[dict[str, Any]], limit: int, name: str = "id") -> dict[str, Any]:
+    """Cut a list that was read one longer than the page, and say where the next page starts."""
+    more = len(items) > limit
+    items = items[:limit]
+    cursor = base64.urlsafe_b64encode(str(items[-1][name]).encode()).decode() if more else None
+    return {"items": items, "next": cursor}
+
+
+def before_of(cursor: str | None) -> str | None:
+    """Read a cursor.
+
+    Errors: invalid_cursor.
+    """
+    if cursor is None:
+        return None
+    try:
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InvalidCursorError() from error
+    if not text or not text.isprintable():
+        raise InvalidCursorError()
+    return text
+
+
+AsOf = Annotated[
+    str | None,
+    Query(description="A position in the log (that record included) or an RFC 3339 time.", max_length=40),
+]
+
+
+async def size_as_of(opened: Runtime, as_of: str | None) -> int | None:
+    """Turn `as_of` into the size of the log then; None means now.
+
+    Errors: invalid_as_of.
+    """
+    if as_of is None:
+        return None
+    if as_of.isascii() and as_of.isdigit() and len(as_of) <= 18:
+        return min(int(as_of) + 1, await opened.reader.size())
+    try:
+        moment = moment_of(as_of)
+    except ValueError as error:
+        raise InvalidAsOfError(got=as_of) from error
+    if moment.tzinfo is None:
+        raise InvalidAsOfError(got=as_of)
+    return await opened.reader.size_at(moment)
+
+
+def need_role(who: Caller, *roles: str) -> None:
+    """Refuse a caller without one of these roles.
+
+    Errors: forbidden.
+    """
+    if not who.roles & frozenset(roles):
+        raise ForbiddenError(f"this needs one of the roles {', '.join(roles)}", roles=list(roles))
+
+
+def sees_all(who: Caller) -> bool:
+    """Say whether a caller may read every tenant's records."""
+    return bool(who.roles & READERS_OF_ALL)

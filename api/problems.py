@@ -1,0 +1,140 @@
+"""Errors on the wire: every one is printed here, once, as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from domain import errors
+from domain.errors import LedgerError
+from ops import telemetry
+
+log = telemetry.logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+ERRORS_MAX = 20
+
+# What older clients know a bad field by. A field that is not listed answers missing_field or invalid_field.
+FIELD_ERRORS: dict[str, type[LedgerError]] = {
+    "seller_node_id": errors.SellerRequiredError,
+    "dataset_fingerprint": errors.DatasetFingerprintRequiredError,
+    "price_per_round": errors.PriceInvalidError,
+    "min_rounds": errors.MinRoundsInvalidError,
+    "sample_count": errors.SampleCountInvalidError,
+    "quality_score": errors.QualityScoreInvalidError,
+    "expires_at": errors.ExpiresAtInvalidError,
+    "allowed_tasks": errors.AllowedTasksInvalidError,
+    "model_owner_id": errors.ModelOwnerRequiredError,
+    "task_type": errors.TaskTypeRequiredError,
+    "budget_total": errors.BudgetInvalidError,
+    "min_quality_score": errors.MinQualityInvalidError,
+    "required_modalities": errors.RequiredModalitiesInvalidError,
+    "deadline_ts": errors.DeadlineInvalidError,
+    "status": errors.StatusInvalidError,
+    "round_intent_id": errors.IntentIdRequiredError,
+    "max_offers": errors.MaxOffersInvalidError,
+    "contract_id": errors.ContractIdRequiredError,
+    "intent": errors.IntentRequiredError,
+    "amount": errors.AmountInvalidError,
+    "currency": errors.CurrencyUnknownError,
+}
+# The same word in another place.
+PATH_FIELD_ERRORS: dict[tuple[str, str], type[LedgerError]] = {
+    ("disputes", "reason"): errors.DisputeReasonRequiredError,
+    ("disputes", "status"): errors.DisputeStatusInvalidError,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of an application a problem."""
+    app.add_exception_handler(LedgerError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _bug)
+
+
+def respond(error: LedgerError, extra: dict[str, Any] | None = None) -> Response:
+    """Print a refusal."""
+    headers = {}
+    if isinstance(wait := error.facts.get("retry_after_s"), int):
+        headers["Retry-After"] = str(wait)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.internal:
+        log.warning("refused", code=error.code, detail=error.message, internal=error.internal)
+    return JSONResponse(error.problem() | (extra or {}), error.status, headers, media_type=MEDIA_TYPE)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LedgerError)
+    return respond(error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return respond_invalid(request.url.path, error.errors())
+
+
+def respond_invalid(path: str, faults: Sequence[Any]) -> Response:
+    """Print what pydantic found: the first fault gives the code, all are listed with JSON pointers."""
+    shown = [
+        {"pointer": _pointer(fault["loc"]), "message": fault["msg"], "code": _class_of(path, fault).code}
+        for fault in faults[:ERRORS_MAX]
+    ]
+    first = _class_of(path, faults[0])
+    where = ".".join(str(part) for part in faults[0]["loc"][1:])
+    message = f"{where}: {faults[0]['msg']}" if where else str(faults[0]["msg"])
+    return respond(first(message), {"errors": shown})
+
+
+def _class_of(path: str, fault: Any) -> type[LedgerError]:
+    if fault["type"] in ("json_invalid", "model_attributes_type", "dict_type") or len(fault["loc"]) < 2:
+        return errors.InvalidError
+    if fault["type"] == "extra_forbidden":
+        return errors.UnknownFieldError
+    name = str(fault["loc"][1])
+    found = PATH_FIELD_ERRORS.get((path.rstrip("/").rsplit("/", 1)[-1], name)) or FIELD_ERRORS.get(name)
+    if found is not None:
+        return found
+    return errors.MissingFieldError if fault["type"] == "missing" else errors.InvalidFieldError
+
+
+def _pointer(loc: Sequence[Any]) -> str:
+    parts = [str(part).replace("~", "~0").replace("/", "~1") for part in loc[1:]]
+    return "".join(f"/{part}" for part in parts)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known: dict[int, type[LedgerError]] = {
+        404: errors.NotFoundError,
+        405: errors.MethodNotAllowedError,
+        413: errors.BodyTooLargeError,
+        415: errors.UnsupportedMediaTypeError,
+    }
+    response = respond(known.get(error.status_code, errors.InvalidError)())
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """Answer a fault of ours: the caller gets a trace id, the log gets the rest."""
+    trace_id = secrets.token_hex(8)
+    log.error("bug", trace_id=trace_id, path=request.url.path, exc_info=error)
+    problem = {
+        "type": errors.PROBLEM_BASE + "internal",
+        "title": "The service made a mistake.",
+        "status": 500,
+        "code": "internal",
+        "error": "internal",
+        "message": "The service made a mistake; it was written down under this trace id.",
+        "trace_id": trace_id,
+    }
+    return JSONResponse(problem, 500, media_type=MEDIA_TYPE)

@@ -1,0 +1,61 @@
+"""The sweeper follows deadlines: it writes down that offers and intents have expired.
+
+Nothing depends on it for being right, since every decision compares with the clock itself; it makes lists and
+timelines say what is already so. It works from `records.deadline`, so a crash loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from domain.errors import LedgerError
+from domain.ledger import Caller
+from domain.market.intents import IntentStep, expire_intent
+from domain.market.offers import OfferStep, expire_offer
+from ops import telemetry
+from ops.runtime import Runtime
+
+log = telemetry.logger(__name__)
+
+SWEEPER = Caller("sweeper", "platform", frozenset({"service"}))
+INTERVAL_S = 1.0
+BATCH_MAX = 500
+
+
+class Sweeper:
+    """Looks for due deadlines once a second."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def sweep(self) -> int:
+        """Write down what is due now; give the number of aggregates looked at."""
+        due = await self._runtime.reader.due(BATCH_MAX)
+        for kind, name in due:
+            ledger = self._runtime.ledger
+            if kind == "offer":
+                await ledger.act(expire_offer, OfferStep(offer_id=name), SWEEPER)
+            elif kind == "intent":
+                await ledger.act(expire_intent, IntentStep(intent_id=name), SWEEPER)
+        return len(due)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except LedgerError as outage:
+                log.warning("sweep_failed", code=outage.code, detail=outage.message)
+            await asyncio.sleep(INTERVAL_S)
