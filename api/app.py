@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import problems
+from api import openapi, problems
 from api.routes import log as log_routes
 from api.routes import market, money, system, training
 from domain.errors import BodyTooLargeError
@@ -58,6 +58,7 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     app.add_middleware(_Limits, body_bytes_max=settings.body_bytes_max, dataset_bytes_max=settings.dataset_bytes_max)
     app.add_middleware(_Meter)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from domain.errors import ForbiddenError, InvalidAsOfError, InvalidCursorError, UnauthorizedError, VersionMismatchError
 from domain.fields import Command
 from domain.ledger import Answer, Caller, UseCase
+from domain.log.records import Aggregate
 from domain.values import moment_of
 from ops.runtime import Runtime
 
@@ -114,6 +115,43 @@ def printed(answer: Answer, status: int = 200) -> Response:
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Print any value."""
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+# --------------------------------------------------------------------------- what OpenAPI says
+
+PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+_STATUSES = {
+    400: "malformed",
+    401: "no valid token",
+    403: "not allowed to this role",
+    404: "not found, or another tenant's",
+    409: "not possible in the present state",
+    412: "not at the version of If-Match",
+    413: "too large",
+    422: "understood, but impossible",
+    503: "away for a moment",
+}
+_READ = (400, 401, 403, 404, 503)
+
+
+def _problems(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    content = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
+    return {status: {"description": _STATUSES[status].capitalize() + ".", "content": content} for status in statuses}
+
+
+READ_PROBLEMS = _problems(_READ)
+WRITE_PROBLEMS = _problems(_STATUSES)
+
+
+def shows(aggregate: type[Aggregate], status: int = 200) -> dict[int | str, dict[str, Any]]:
+    """Document the answer of a command: the aggregate, with its receipt."""
+    schema = {
+        "allOf": [
+            {"$ref": f"#/components/schemas/{aggregate.__name__}"},
+            {"type": "object", "properties": {"receipt": {"$ref": "#/components/schemas/Receipt"}}},
+        ]
+    }
+    return WRITE_PROBLEMS | {status: {"description": "Done.", "content": {"application/json": {"schema": schema}}}}
 
 
 # --------------------------------------------------------------------------- bodies

@@ -580,5 +580,13 @@ class StaleFenceError(ConflictError, code="stale_fence"):
 # --------------------------------------------------------------------------- the installation
 
 
+class SettingsInvalidError(InvalidError, code="invalid_settings"):
+    """A setting has a value that is not allowed."""
+
+
+class ListenError(UnavailableError, code="cannot_listen", status=503, retry=Retry.NEVER):
+    """The address to listen on is taken or not ours."""
+
+
 class KeyFileError(UnavailableError, code="key_file_unusable", status=503, retry=Retry.NEVER):
     """A private key file cannot be used."""

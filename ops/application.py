@@ -33,8 +33,19 @@ from psycopg_pool import ConnectionPool
 
 from domain.errors import LogDamagedError
 from domain.ledger import State, state_of
-from domain.log.records import AGGREGATES, Aggregate, Event, MoneyEvent, Record, blank, decode, digest, encode
-from domain.log.records import address_text, encode_state
+from domain.log.records import (
+    AGGREGATES,
+    Aggregate,
+    Event,
+    MoneyEvent,
+    Record,
+    address_text,
+    blank,
+    decode,
+    digest,
+    encode,
+    encode_state,
+)
 from ops.recorder import LedgerRecorder
 
 SNAPSHOT_TOPIC = "snapshot."
@@ -258,7 +269,7 @@ class LedgerApplication(Application[str]):
 
     def take_snapshot(self, aggregate_id: str, version: int | None = None, projector_func: Any = project) -> None:
         """Keep a snapshot of a stream at a version, or at its latest."""
-        super().take_snapshot(aggregate_id, version, projector_func if projector_func in (project,) else project)
+        super().take_snapshot(aggregate_id, version, projector_func)
 
     def _record(self, processing_event: ProcessingEvent[str]) -> list[Recording[str]]:
         records = cast(list[Record], processing_event.events)

@@ -124,6 +124,16 @@ def pending(url: str, directory: Path | None = None) -> list[Migration]:
         return _missing(wanted, _applied(connection) if known and known[0] else [])
 
 
+def applied(url: str) -> list[Applied]:
+    """List what a database remembers as applied, in order, and change nothing.
+
+    Errors: unavailable.
+    """
+    with _connected(url) as connection:
+        known = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone()
+        return _applied(connection) if known and known[0] else []
+
+
 def _read(path: Path, match: re.Match[str]) -> Migration:
     content = path.read_bytes()
     check = path.with_suffix(".check.sql")

@@ -20,7 +20,12 @@ from domain.ledger import Loaded, Remembered
 from domain.log.hashes import leaf_hash
 from domain.log.records import AGGREGATES, blank, decode
 from domain.log.tiles import TILE_WIDTH, encode_bundle, tile_width
+from domain.market.offers import Offer, Seller
 from ops.postgres import reading
+
+
+_offers = msgspec.json.Decoder(Offer)
+_sellers = msgspec.json.Decoder(Seller)
 
 
 class Stored(NamedTuple):
@@ -296,6 +301,42 @@ class LogReader:
         decoder = msgspec.json.Decoder(AGGREGATES[kind])
         return [decoder.decode(state) for (state,) in rows]
 
+    async def market(self) -> tuple[list[Offer], dict[str, Seller]]:
+        """Read every offer that was not retired, and the history of every seller."""
+        rows = await self._all("SELECT state::text FROM records WHERE kind = 'offer' AND status <> 'retired'")
+        sellers = await self._all("SELECT id, state::text FROM records WHERE kind = 'seller'")
+        return (
+            [_offers.decode(state) for (state,) in rows],
+            {name: _sellers.decode(state) for name, state in sellers},
+        )
+
+    async def market_counts(self, party: str | None) -> dict[tuple[str, str | None], int]:
+        """Count records by (kind, status), and by (kind, None) in total; offers are everybody's to see."""
+        rows = await self._all(
+            "SELECT kind, status, count(*) FROM records WHERE kind IN ('offer', 'intent', 'contract', 'dispute')"
+            " AND (kind = 'offer' OR %s::text IS NULL OR tenant = %s OR %s = ANY(parties))"
+            " GROUP BY GROUPING SETS ((kind, status), (kind))",
+            party,
+            party,
+            party,
+        )
+        return {(kind, status): count for kind, status, count in rows}
+
+    async def contract_totals(self, party: str | None) -> list[tuple[str, str, int]]:
+        """Sum money of contracts: (escrow status, currency, nano-units held or paid out)."""
+        rows = await self._all(
+            "SELECT escrow_status, currency, sum(trunc(amount * 1000000000))::text FROM ("
+            " SELECT state ->> 'escrow_status' AS escrow_status,"
+            " state #>> '{agreed_price_per_round_total,currency}' AS currency,"
+            " coalesce(state #>> '{payout_amount,amount}', state #>> '{agreed_price_per_round_total,amount}')::numeric"
+            " AS amount FROM records WHERE kind = 'contract'"
+            " AND (%s::text IS NULL OR tenant = %s OR %s = ANY(parties))) c GROUP BY 1, 2",
+            party,
+            party,
+            party,
+        )
+        return [(status, currency, int(nano)) for status, currency, nano in rows]
+
     async def due(self, limit: int) -> list[tuple[str, str]]:
         """List aggregates (kind, id) whose deadline has passed, the longest overdue first."""
         rows = await self._all(
@@ -338,16 +379,19 @@ class LogReader:
         )
         return [Balance(*row[:4], int(row[4]), int(row[5])) for row in rows]
 
-    async def postings(self, account: str, *, before: int | None, limit: int) -> list[dict[str, Any]]:
-        """List what happened to an account, the latest first."""
+    async def postings(
+        self, account: str, *, before: tuple[int, int] | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """List what happened to an account, the latest first, before a place (position, leg)."""
         rows = await self._all(
-            "SELECT position, leg, amount_nano::text, hold, balance_nano::text, held_nano::text FROM postings"
-            " WHERE account = %s AND position < %s ORDER BY position DESC, leg DESC LIMIT %s",
+            "SELECT position || '.' || leg, position, leg, amount_nano::text, hold, balance_nano::text,"
+            " held_nano::text FROM postings WHERE account = %s AND (position, leg) < (%s, %s)"
+            " ORDER BY position DESC, leg DESC LIMIT %s",
             account,
-            2**62 if before is None else before,
+            *(before or (2**62, 0)),
             limit,
         )
-        names = ("position", "leg", "amount_nano", "hold", "balance_nano", "held_nano")
+        names = ("at", "position", "leg", "amount_nano", "hold", "balance_nano", "held_nano")
         return [dict(zip(names, row, strict=True)) for row in rows]
 
 

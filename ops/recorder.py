@@ -180,7 +180,7 @@ class LedgerRecorder(ApplicationRecorder):
         if commit.error is not None:
             raise _library_error(commit.error) from None if isinstance(commit.error, LedgerError) else commit.error
         assert commit.position is not None
-        return range(commit.position + 1, commit.position + 1 + len(stored_events))
+        return list(range(commit.position + 1, commit.position + 1 + len(stored_events)))
 
     def _check_versions(self, stored_events: Sequence[StoredEvent]) -> None:
         """Refuse a gap: each stream goes on from where it ends. A collision is found by the commit."""

@@ -94,6 +94,7 @@ class Contract(Aggregate):
     execution_round: str | None = None
     open_disputes: list[str] = msgspec.field(default_factory=list)
     payable_ppm: int = PPM
+    payout_amount: Money | None = None
     funded_at: str | None = None
     released_at: str | None = None
 
@@ -194,6 +195,7 @@ class Contract(Aggregate):
 
         def apply(self, contract: Contract, record: Record) -> None:
             contract.status = contract.escrow_status = contract.payout_status = "released"
+            contract.payout_amount = self.payout_amount
             contract.released_at = record.at
 
     class EscrowRefunded(MoneyEvent):

@@ -179,11 +179,11 @@ def commands_64() -> list[Figure]:
         async with open_house() as house:
             app = plain_library(house)
             plain, ours = await take_turns(library_creates(app), ledger_creates(house))
-            _, keyed = await take_turns(library_creates(app), ledger_creates(house, keyed=True))
+            plain_again, keyed = await take_turns(library_creates(app), ledger_creates(house, keyed=True))
             app.close()
         return [
             compared("log.commands_64", "commands/s", ours.per_s, plain.per_s, at_least=12),
-            compared("log.commands_64_keyed", "commands/s", keyed.per_s, plain.per_s),
+            compared("log.commands_64_keyed", "commands/s", keyed.per_s, plain_again.per_s),
             compared("log.commands_64_p99_over_p50", "ms", ours.p99_ms, ours.p50_ms, at_most=4),
             compared("log.commands_64_keyed_p99_over_p50", "ms", keyed.p99_ms, keyed.p50_ms),
             compared("log.commands_64_p50", "ms", ours.p50_ms, plain.p50_ms),

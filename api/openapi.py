@@ -1,0 +1,73 @@
+"""The OpenAPI document: what FastAPI finds, with our aggregates and problems in place of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from domain.log.records import AGGREGATES
+
+PROBLEM = {
+    "type": "object",
+    "description": "RFC 9457 problem details.",
+    "required": ["type", "title", "status", "code", "message"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "description": "Stable; see the errors reference."},
+        "error": {"type": "string", "description": "The code again, for clients of the older API."},
+        "message": {"type": "string"},
+        "retry": {"type": "string", "enum": ["never", "as-is", "after-read"]},
+        "details": {"type": "object"},
+        "errors": {"type": "array", "items": {"type": "object"}},
+        "trace_id": {"type": "string"},
+    },
+}
+RECEIPT = {
+    "type": "object",
+    "required": ["position", "event_count", "repeated"],
+    "properties": {
+        "position": {"type": ["integer", "null"], "description": "Of the first record written, or null."},
+        "event_count": {"type": "integer"},
+        "repeated": {"type": "boolean", "description": "Whether this is the answer of an earlier request."},
+    },
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Write the document.
+
+    FastAPI promises a 422 of its own for every parameter; ours are 400 problems, so that promise is taken out.
+    """
+    if app.openapi_schema:
+        return app.openapi_schema
+    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    for path in found["paths"].values():
+        for operation in path.values():
+            _drop_validation(operation)
+    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    _, components = msgspec.json.schema_components(
+        list(AGGREGATES.values()), ref_template="#/components/schemas/{name}"
+    )
+    for name, schema in components.items():
+        # Forward compatible: an answer may carry a receipt, and later versions more members.
+        schemas[name] = {k: v for k, v in schema.items() if k != "additionalProperties"}
+    schemas |= {"Problem": PROBLEM, "Receipt": RECEIPT}
+    found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
+    found["security"] = [{"bearer": []}]
+    app.openapi_schema = found
+    return found
+
+
+def _drop_validation(operation: dict[str, Any]) -> None:
+    answer = operation.get("responses", {}).get("422", {})
+    schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+    if schema.get("$ref", "").endswith("/HTTPValidationError"):
+        del operation["responses"]["422"]
