@@ -115,6 +115,7 @@ class Committer:
                     raise UnavailableError("the log cannot be written now", internal=str(outage)) from outage
                 time.sleep(0.05 * 2**attempt)
             except psycopg.DatabaseError:
+                self._drop_memory()
                 if len(todo) == 1:
                     raise
                 self._one_by_one(todo)

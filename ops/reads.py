@@ -268,6 +268,10 @@ class LogReader:
         rows = await self._all("SELECT line FROM cosignatures WHERE size = %s ORDER BY at, vkey", size)
         return [line for (line,) in rows]
 
+    async def cosigned_size(self, above: int) -> int | None:
+        """Give the largest size above another one whose checkpoint a witness has cosigned."""
+        return (await self._one("SELECT max(size) FROM cosignatures WHERE size > %s", above))[0]
+
     async def add_cosignature(self, size: int, vkey: str, line: str, at: datetime) -> bool:
         """Keep a cosignature that was verified; say whether it is new."""
         async with reading(self._pool) as cursor:

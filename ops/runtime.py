@@ -46,7 +46,7 @@ class Runtime:
         """Write the signed checkpoint of a committed head; the same head always gives the same bytes."""
         text = Checkpoint(self.signer.name, head.size, head.root).text
         line = print_signature_line(self.signer.name, self.signer.key.key_id, head.signature)
-        return f"{text}\n{line}\n".encode()
+        return f"{text}\n{line}".encode()
 
     async def cosigned_note(self, head: Head) -> bytes:
         """Write the checkpoint with the cosignatures of witnesses under it."""

@@ -136,11 +136,11 @@ class _Tables:
 
     def _note(self, size: int, root: bytes, signature: bytes) -> bytes:
         text = Checkpoint(self._key.name, size, bytes(root)).text
-        return f"{text}\n{print_signature_line(self._key.name, self._key.key_id, bytes(signature))}\n".encode()
+        return f"{text}\n{print_signature_line(self._key.name, self._key.key_id, bytes(signature))}".encode()
 
     def _cosigned(self, note: bytes) -> bytes:
         lines = self._all("SELECT line FROM cosignatures WHERE size = %s ORDER BY at, vkey", self._size)
-        return note + b"".join(f"{line}\n".encode() for (line,) in lines)
+        return note + b"".join(line.rstrip("\n").encode() + b"\n" for (line,) in lines)
 
     def _history(self) -> Iterator[bytes]:
         for size, root, signature in self._all("SELECT size, root, signature FROM checkpoints ORDER BY size"):

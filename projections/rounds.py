@@ -74,9 +74,12 @@ class RoundRunner:
         return len(left)
 
     async def close(self) -> None:
-        """Let what runs finish."""
+        """Let what runs finish, but not for ever: what is cut off is taken up again at the next start."""
         if self._tasks:
-            await asyncio.wait(list(self._tasks))
+            _, late = await asyncio.wait(list(self._tasks), timeout=self._runtime.settings.shutdown_grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _run(self, round_id: str, causation: str | None) -> None:
         async with self._one_at_a_time:
@@ -148,8 +151,9 @@ class RoundRunner:
 
 
 async def attest(runtime: Runtime, training: Round) -> bool:
-    """Check a round from its stored objects alone: every update is there, hashes to its address, and averaging them
-    gives the recorded model bit by bit.
+    """Check a round from its stored objects alone.
+
+    Every update is there and hashes to its address, and averaging them gives the recorded model bit by bit.
     """
     if training.model_address is None or training.broadcast_address is None:
         return False

@@ -1,0 +1,273 @@
+"""The command line, `soma`.
+
+A refusal prints its code, what happened and what to do, and ends with status 2; a check that found something ends with
+status 1. What a command prints for other programs goes to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli_log import audit_app, ledger_app
+from domain.errors import LedgerError, Retry, SettingsInvalidError
+
+# Everything else is imported where it is used, so that `soma token` does not wait for the whole house.
+if TYPE_CHECKING:
+    from ops.runtime import Runtime
+    from ops.settings import Settings
+
+app = typer.Typer(
+    name="soma",
+    help="Soma Ledger: an event-sourced ledger for a marketplace of AI personas.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(audit_app, name="audit")
+
+DataDir = Annotated[Path | None, typer.Option(help="Directory of everything embedded; SOMA_DATA_DIR otherwise.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on; SOMA_HOST otherwise.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; SOMA_PORT otherwise.")]
+Embedded = Annotated[bool, typer.Option("--embedded", help="Use the data directory even where URLs are set.")]
+
+REMEDIES = {
+    "cannot_listen": "Stop what listens there, or choose another address with --host and --port.",
+    "database_start_failed": "Read postgres/log under the data directory, then run `soma doctor`.",
+    "invalid_settings": "`soma settings --markdown` lists every setting and what it allows.",
+    "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
+    "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",
+    "log_identity_mismatch": "Use the key and SOMA_LOG_ORIGIN this database was made with, or another database.",
+    "unavailable": "Check that the server runs and is reachable; `soma doctor` looks at each part.",
+}
+RETRIES = {
+    Retry.NEVER: "Sending the same again will not help.",
+    Retry.AS_IS: "Send the same again in a moment.",
+    Retry.AFTER_READ: "Read the present state, then decide again.",
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(prog_name="soma")
+    except LedgerError as error:
+        complain(error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def complain(error: LedgerError) -> None:
+    """Print a refusal: its code, what happened, and what to do."""
+    print(f"{error.code}: {error.message}", file=sys.stderr)
+    for name, value in error.facts.items():
+        print(f"  {name}: {value}", file=sys.stderr)
+    if error.internal:
+        print(f"  cause: {error.internal.strip().splitlines()[-1]}", file=sys.stderr)
+    print(f"  -> {REMEDIES.get(error.code, RETRIES[error.retry])}", file=sys.stderr)
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read the settings from the environment; what is given here comes first, None means not given.
+
+    Errors: invalid_settings.
+    """
+    from pydantic import ValidationError
+
+    from ops.settings import PREFIX, Settings
+
+    embedded = given.pop("embedded", False)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if embedded:
+        chosen |= {"database_url": None, "object_store_url": None}
+    try:
+        return Settings(**chosen)
+    except ValidationError as error:
+        # The value itself is not repeated: it may be a secret.
+        faults = error.errors(include_input=False, include_url=False, include_context=False)
+        said = {PREFIX + str(fault["loc"][0]).upper() if fault["loc"] else "settings": fault["msg"] for fault in faults}
+        raise SettingsInvalidError("the environment holds a setting that cannot be used", **said) from None
+
+
+# --------------------------------------------------------------------------- running
+
+
+@app.command()
+def up(data_dir: DataDir = None, host: Host = None, port: Port = None, embedded: Embedded = False) -> None:
+    """Start the service with everything it needs, and say what is on, where, and how to get a token."""
+    from ops.settings import LogFormat
+
+    settings = load_settings(data_dir=data_dir, host=host, port=port, embedded=embedded)
+    if sys.stderr.isatty() and "log_format" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"log_format": LogFormat.CONSOLE})
+    _run(settings, banner=True)
+
+
+@app.command()
+def serve(data_dir: DataDir = None, host: Host = None, port: Port = None, embedded: Embedded = False) -> None:
+    """Run the service for production: one process, its URL on stdout once it answers, structured lines on stderr."""
+    _run(load_settings(data_dir=data_dir, host=host, port=port, embedded=embedded), banner=False)
+
+
+def _run(settings: Settings, banner: bool) -> None:
+    from api.serving import run
+    from ops.telemetry import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
+
+    def announce(url: str, opened: Runtime) -> None:
+        if banner:
+            _banner(settings, url, opened)
+        else:
+            print(url, flush=True)
+
+    run(settings, announce)
+
+
+def _banner(settings: Settings, url: str, opened: Runtime) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Soma Ledger at {url}", title_style="bold", show_header=False, box=None, pad_edge=False)
+    for name, value in [
+        ("log", opened.signer.name),
+        ("log key", opened.signer.key.text),
+        ("database", f"embedded, {settings.data_dir}/postgres" if settings.database_url is None else "by URL"),
+        ("objects", settings.object_store_url and "by URL" or f"{settings.objects_path}"),
+        ("tokens", settings.jwks_url or f"local issuer, {settings.issuer_key_path}"),
+        ("describes itself", f"{url}/openapi.json"),
+        ("a token", f"soma token --data-dir {settings.data_dir} --tenant acme --role owner"),
+        ("stop", "Ctrl-C; what was begun is finished first"),
+    ]:
+        table.add_row(f"[dim]{name}[/dim]", value)
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[Path, typer.Option(help="Directory of the demonstration.")] = Path("var/demo"),
+    url: Annotated[str | None, typer.Option(help="A running service; --data-dir is then where its keys lie.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="End when the story is told, even on a terminal.")] = False,
+    ci: Annotated[str, typer.Option(envvar="CI", hidden=True)] = "",
+) -> None:
+    """Play the whole marketplace loop on real data, over the public API only, against an embedded service."""
+    from api.demo import play
+
+    watched = sys.stdout.isatty() and ci.lower() in ("", "0", "false")
+    raise typer.Exit(play(load_settings(data_dir=data_dir, embedded=True), url, stay=watched and not once))
+
+
+# --------------------------------------------------------------------------- looking and preparing
+
+
+@app.command()
+def migrate(
+    data_dir: DataDir = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; end with 1 if anything is pending.")] = False,
+) -> None:
+    """Bring the database to this release: list what is applied, and apply what is pending."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ops import migrate as migrations
+    from ops.inspection import reached
+
+    with reached(load_settings(data_dir=data_dir)) as url:
+        pending = migrations.pending(url)
+        fresh = [] if check else migrations.migrate(url)
+        applied = migrations.applied(url)
+    table = Table("migration", "state", "since", box=None)
+    new = {was.number for was in fresh}
+    for was in applied:
+        state = "applied now" if was.number in new else "applied"
+        table.add_row(f"{was.number:04d}_{was.name}", state, f"{was.applied_at:%Y-%m-%d %H:%M:%S %Z}")
+    waiting = [migration for migration in pending if check]
+    for migration in waiting:
+        table.add_row(migration.label, "[yellow]pending[/yellow]", "")
+    Console().print(table)
+    raise typer.Exit(1 if waiting else 0)
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, port: Port = None) -> None:
+    """Look at every part this installation stands on; end with 1 if one of them is not well."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from api.cli_doctor import Verdict, examine
+
+    colours = {Verdict.WELL: "green", Verdict.UNWELL: "red", Verdict.ABSENT: "yellow"}
+    table = Table("part", "", "what was found", box=None)
+    unwell = False
+    for line in examine(load_settings(data_dir=data_dir, port=port)):
+        unwell |= line.verdict is Verdict.UNWELL
+        table.add_row(line.part, f"[{colours[line.verdict]}]{line.verdict}[/]", line.found)
+    Console(soft_wrap=True).print(table)
+    raise typer.Exit(1 if unwell else 0)
+
+
+@app.command()
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the settings reference instead.")] = False,
+) -> None:
+    """Show what a process would run with, secrets as ***."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ops.settings import PREFIX, settings_reference
+
+    if markdown:
+        print(settings_reference(), end="")
+        return
+    read = load_settings()
+    table = Table("variable", "value", "from", box=None)
+    for name, value in read.shown().items():
+        source = "environment" if name in read.model_fields_set else "default"
+        table.add_row(PREFIX + name.upper(), value, source)
+    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+
+
+@app.command()
+def token(
+    tenant: Annotated[str, typer.Option(help="For whom the token speaks, such as acme.")],
+    role: Annotated[list[str], typer.Option(help="provider, owner, operator, reviewer, signer, auditor, billing or service.")],
+    subject: Annotated[str, typer.Option(help="Who acts; records name it as their actor.")] = "someone",
+    ttl: Annotated[int | None, typer.Option(min=1, help="Life in seconds; SOMA_TOKEN_TTL_S otherwise.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print a token of the local issuer, and nothing else, to stdout."""
+    from ops.tokens import ROLES, LocalIssuer, TokenGate
+
+    if strangers := sorted(set(role) - ROLES):
+        raise typer.BadParameter(f"no such role: {', '.join(strangers)}; there are {', '.join(sorted(ROLES))}")
+    read = load_settings(data_dir=data_dir)
+    if read.jwks_url is not None:
+        raise SettingsInvalidError("tokens come from the issuer SOMA_JWKS_URL names; this service makes none")
+    issuer = LocalIssuer(read)
+    minted = issuer.mint(subject, tenant, role, ttl)
+    # What the service would refuse is refused here already.
+    TokenGate(read, issuer).verify(minted)
+    print(minted)
+
+
+@app.command()
+def docs(
+    out: Annotated[Path | None, typer.Option(help="Directory to write to; docs/reference of this tree otherwise.")] = None,
+) -> None:
+    """Print the references - errors, events, settings, OpenAPI, HTTP, command line - from the code."""
+    from api.reference import written_pages
+
+    target = out or Path(__file__).resolve().parent.parent / "docs" / "reference"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in written_pages().items():
+        (target / name).write_text(text, encoding="utf-8")
+        print(target / name, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

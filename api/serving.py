@@ -1,0 +1,96 @@
+"""Running the HTTP application in this process: one socket, one loop, and an orderly end.
+
+The ledger is opened around the server and not inside it, so a failure to open is an error with a code, and at the
+end the queue is finished after the last answer was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from domain.errors import ListenError
+from ops import telemetry
+from ops.runtime import Runtime
+from ops.settings import Settings
+
+log = telemetry.logger(__name__)
+
+BACKLOG = 2_048
+
+Announce = Callable[[str, Runtime], None]
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to whoever runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take no signal."""
+        yield
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind the address the service will listen on; port 0 lets the system choose.
+
+    Errors: cannot_listen.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {host} port {port}: {error.strerror}", host=host, port=port) from error
+    bound.setblocking(False)
+    return bound
+
+
+def url_of(host: str, bound: socket.socket) -> str:
+    """Print where a bound socket can be reached from this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    shown = f"[{name}]" if ":" in name else name
+    return f"http://{shown}:{bound.getsockname()[1]}"
+
+
+def run(settings: Settings, announce: Announce) -> None:
+    """Serve until SIGTERM or SIGINT; announce is called once the service can answer.
+
+    Errors: cannot_listen; those of open_runtime.
+    """
+    # Bound first: a second service on the same port must fail before it touches the ledger.
+    with listen(settings.host, settings.port) as bound:
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
+        )
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            runner.run(_serve(app, _Server(config), bound, settings, announce))
+
+
+async def _serve(
+    app: FastAPI, server: uvicorn.Server, bound: socket.socket, settings: Settings, announce: Announce
+) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
+    url = url_of(settings.host, bound)
+    async with app.router.lifespan_context(app):
+        # From here on connections are accepted by the kernel; they are answered as soon as the server takes them.
+        announce(url, app.state.runtime)
+        log.info("listening", url=url)
+        await server.serve(sockets=[bound])
+        log.info("stopping", url=url)
+    log.info("stopped", url=url)
