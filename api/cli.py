@@ -35,6 +35,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on; SOMA_HOST 
 Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; SOMA_PORT otherwise.")]
 Embedded = Annotated[bool, typer.Option("--embedded", help="Use the data directory even where URLs are set.")]
 
+CAUSE_LINES_MAX = 10
 REMEDIES = {
     "cannot_listen": "Stop what listens there, or choose another address with --host and --port.",
     "database_start_failed": "Read postgres/log under the data directory, then run `soma doctor`.",
@@ -68,7 +69,8 @@ def complain(error: LedgerError) -> None:
     for name, value in error.facts.items():
         print(f"  {name}: {value}", file=sys.stderr)
     if error.internal:
-        print(f"  cause: {error.internal.strip().splitlines()[-1]}", file=sys.stderr)
+        for line in error.internal.strip().splitlines()[-CAUSE_LINES_MAX:]:
+            print(f"  | {line.strip()}", file=sys.stderr)
     print(f"  -> {REMEDIES.get(error.code, RETRIES[error.retry])}", file=sys.stderr)
 
 
@@ -133,19 +135,23 @@ def _banner(settings: Settings, url: str, opened: Runtime) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Soma Ledger at {url}", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
     for name, value in [
         ("log", opened.signer.name),
         ("log key", opened.signer.key.text),
         ("database", f"embedded, {settings.data_dir}/postgres" if settings.database_url is None else "by URL"),
-        ("objects", settings.object_store_url and "by URL" or f"{settings.objects_path}"),
+        ("objects", f"{settings.objects_path}" if settings.object_store_url is None else "by URL"),
         ("tokens", settings.jwks_url or f"local issuer, {settings.issuer_key_path}"),
         ("describes itself", f"{url}/openapi.json"),
         ("a token", f"soma token --data-dir {settings.data_dir} --tenant acme --role owner"),
         ("stop", "Ctrl-C; what was begun is finished first"),
     ]:
-        table.add_row(f"[dim]{name}[/dim]", value)
-    Console(soft_wrap=True).print(table)
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.print(f"[bold]Soma Ledger[/bold] at [bold]{url}[/bold]")
+    console.print(table)
 
 
 @app.command()
@@ -202,12 +208,13 @@ def doctor(data_dir: DataDir = None, port: Port = None) -> None:
     from api.cli_doctor import Verdict, examine
 
     colours = {Verdict.WELL: "green", Verdict.UNWELL: "red", Verdict.ABSENT: "yellow"}
-    table = Table("part", "", "what was found", box=None)
+    table = Table("part", "", box=None)
+    table.add_column("what was found", overflow="fold")
     unwell = False
     for line in examine(load_settings(data_dir=data_dir, port=port)):
         unwell |= line.verdict is Verdict.UNWELL
         table.add_row(line.part, f"[{colours[line.verdict]}]{line.verdict}[/]", line.found)
-    Console(soft_wrap=True).print(table)
+    Console().print(table)
     raise typer.Exit(1 if unwell else 0)
 
 
@@ -225,11 +232,12 @@ def settings(
         print(settings_reference(), end="")
         return
     read = load_settings()
-    table = Table("variable", "value", "from", box=None)
+    table = Table("variable", "from", box=None)
+    table.add_column("value", overflow="fold")
     for name, value in read.shown().items():
         source = "environment" if name in read.model_fields_set else "default"
-        table.add_row(PREFIX + name.upper(), value, source)
-    Console(soft_wrap=True, markup=False, highlight=False).print(table)
+        table.add_row(PREFIX + name.upper(), source, value)
+    Console(markup=False, highlight=False).print(table)
 
 
 @app.command()

@@ -102,9 +102,12 @@ def _database(settings: Settings) -> Iterator[Line]:
 
 
 def _identity(settings: Settings, seen: inspection.Seen) -> Line:
-    signer = inspection.existing_signer(settings)
     if seen.identity is None:
         return Line("log identity", Verdict.ABSENT, "the database holds no log yet")
+    try:
+        signer = inspection.existing_signer(settings)
+    except LedgerError as unusable:
+        return Line("log identity", Verdict.UNWELL, f"{unusable.code}: {unusable.message}")
     if signer is None:
         return Line("log identity", Verdict.UNWELL, f"the key of {seen.identity[1]} is not there")
     if seen.identity != (signer.name, signer.key.text):
@@ -113,8 +116,10 @@ def _identity(settings: Settings, seen: inspection.Seen) -> Line:
 
 
 def _log_key(settings: Settings) -> Iterator[Line]:
-    yield _key("log key", settings.log_key_path)
-    inspection.existing_signer(settings)
+    line = _key("log key", settings.log_key_path)
+    if line.verdict is Verdict.WELL:
+        inspection.existing_signer(settings)
+    yield line
 
 
 def _issuer_key(settings: Settings) -> Iterator[Line]:

@@ -7,6 +7,7 @@ end the queue is finished after the last answer was sent.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 import socket
@@ -66,6 +67,8 @@ def run(settings: Settings, announce: Announce) -> None:
     """
     # Bound first: a second service on the same port must fail before it touches the ledger.
     with listen(settings.host, settings.port) as bound:
+        # What it says at `info` is said here already, with the URL.
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         app = create_app(settings)
         config = uvicorn.Config(
             app,

@@ -310,6 +310,18 @@ class ProofInvalidError(UnprocessableError, code="invalid_proof"):
     """The proof does not lead to the stated root."""
 
 
+class WitnessExistsError(ConflictError, code="witness_exists", retry=Retry.NEVER):
+    """A witness of this name, or with this key, is known under other words."""
+
+
+class ExportExistsError(ConflictError, code="export_exists", retry=Retry.NEVER):
+    """There is something under the name of the export already; it is never written over."""
+
+
+class ExportFailedError(UnavailableError, code="export_failed", status=503, retry=Retry.AS_IS):
+    """The log could not be read to its end, or the export not be written; nothing was left under its name."""
+
+
 class LogIdentityError(
     UnavailableError, code="log_identity_mismatch", status=503, retry=Retry.NEVER
 ):

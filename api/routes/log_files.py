@@ -37,6 +37,8 @@ PACKED_BYTES_MIN = 1_024
 ANY_WITNESS = "any-witness"
 
 _PUBLIC: dict[str, Any] = {"security": []}
+# A token is needed for records only, and only where the settings do not make them public.
+_PUBLIC_OR_NOT: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Not changed."}}
 _ANSWERS = _UNCHANGED | {status: READ_PROBLEMS[status] for status in (404, 503)}
 
@@ -96,13 +98,13 @@ def policy_of(key: VerifierKey, known: list[tuple[str, str, str | None]]) -> Pol
 
 
 @router.head("/tile/{path:path}", include_in_schema=False)
-@router.get("/tile/{path:path}", responses=READ_PROBLEMS | _shows(TILE_TYPE), openapi_extra={"security": [{}, {"bearer": []}]})
+@router.get("/tile/{path:path}", responses=READ_PROBLEMS | _shows(TILE_TYPE), openapi_extra=_PUBLIC_OR_NOT)
 async def tile(path: str, request: Request, opened: Open) -> Response:
     """Show a hash tile, or under `entries/` a bundle of records; a path that is not canonical is not there."""
     found = parse_tile_path(f"tile/{path}")
     # A path has one spelling, so an escaped one is another path.
     if found is None or b"%" in request.scope.get("raw_path", b""):
-        raise TileNotFoundError()
+        raise TileNotFoundError
     if found.is_entries:
         cache = await _entries_cache(request)
         return await _bundle_answer(request, await opened.reader.bundle(found.index, found.width), cache)
@@ -126,7 +128,9 @@ async def _bundle_answer(request: Request, body: bytes, cache: str) -> Response:
     if len(body) < PACKED_BYTES_MIN or not _takes_gzip(request.headers.get("accept-encoding", "")):
         return file_answer(request, body, TILE_TYPE, cache, Vary="Accept-Encoding")
     packed = await asyncio.to_thread(gzip.compress, body, 1, mtime=0)
-    return file_answer(request, packed, TILE_TYPE, cache, Vary="Accept-Encoding", **{"Content-Encoding": "gzip"})
+    return file_answer(
+        request, packed, TILE_TYPE, cache, Vary="Accept-Encoding", **{"Content-Encoding": "gzip"}
+    )
 
 
 def _takes_gzip(accepted: str) -> bool:
@@ -144,17 +148,20 @@ def _takes_gzip(accepted: str) -> bool:
     "/checkpoints",
     responses={status: READ_PROBLEMS[status] for status in (400, 401, 403, 503)}
     | {200: {"description": "JSON lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}},
-    openapi_extra={"security": [{}, {"bearer": []}]},
+    openapi_extra=_PUBLIC_OR_NOT,
 )
 async def history(
     request: Request,
     opened: Open,
-    size: Annotated[int | None, Query(ge=0, le=2**53, description="Leave out checkpoints of larger sizes.")] = None,
+    size: Annotated[
+        int | None, Query(ge=0, le=2**53, description="Leave out checkpoints of larger sizes.")
+    ] = None,
 ) -> Response:
     """Show every checkpoint that was ever signed, one a line: `{"size":3,"note":"..."}`."""
     cache = await _entries_cache(request)
     end = (await opened.reader.head()).size if size is None else size
-    headers = {"Cache-Control": "no-store" if cache.startswith("private") else FRESH, "Access-Control-Allow-Origin": "*"}
+    kept = "no-store" if cache.startswith("private") else FRESH
+    headers = {"Cache-Control": kept, "Access-Control-Allow-Origin": "*"}
     return StreamingResponse(history_lines(opened, end), headers=headers, media_type="application/jsonl")
 
 

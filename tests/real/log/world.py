@@ -5,10 +5,17 @@ The check is naive on purpose: hashlib and the definition of RFC 6962, nothing o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import socket
+import threading
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from select import select
 from typing import Any, NamedTuple
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 import psycopg
@@ -232,3 +239,104 @@ def _check_keys(conn: psycopg.Connection[Any], size: int) -> None:
         assert position >= end
         end = position + event_count
     assert end <= size
+
+
+# --------------------------------------------------------------------------- the writer, stopped and watched
+
+
+class States:
+    """An observer of commits: does what is asked at a numbered state of the world, once."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self._asked: dict[int, Callable[[], None]] = {}
+
+    def __call__(self, state: int) -> None:
+        self.seen.append(state)
+        asked = self._asked.pop(state, None)
+        if asked is not None:
+            asked()
+
+    def at(self, state: int, do: Callable[[], None]) -> None:
+        """Do something the next time the writer comes to a state."""
+        self._asked[state] = do
+
+    def hold(self) -> Held:
+        """Stop the writer at its next batch."""
+        held = Held()
+        self.at(1, held.wait)
+        return held
+
+
+class Held:
+    """A writer that was stopped; batches gather behind it until it is let go."""
+
+    def __init__(self) -> None:
+        self._reached, self._released = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self._reached.set()
+        assert self._released.wait(30), "nobody let the writer go"
+
+    async def reached(self) -> None:
+        assert await asyncio.to_thread(self._reached.wait, 30), "the writer did not come"
+
+    def release(self) -> None:
+        self._released.set()
+
+
+class Wire:
+    """A wire between client and server that can be cut at the worst moment."""
+
+    def __init__(self, url: str) -> None:
+        with psycopg.connect(url) as conn:
+            self._server = (conn.info.host, conn.info.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = urlsplit(url)._replace(query=urlencode({"host": "127.0.0.1", "port": self._listener.getsockname()[1]}))
+        self.url = self.url._replace(netloc=self.url.netloc.rpartition("@")[0] + "@").geturl()
+        self._lose: str | None = None
+        self.cut_count = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def lose(self, what: str) -> None:
+        """Lose the next request before it arrives, or the reply to it."""
+        assert what in ("request", "reply")
+        self._lose = what
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        host, port = self._server
+        unix = host.startswith("/")
+        server = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
+        with client, server, suppress(OSError):
+            server.connect(f"{host}/.s.PGSQL.{port}" if unix else (host, port))
+            while True:
+                for ready in select([client, server], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    if ready is client and self._lose is not None:
+                        self._cut(client, server, data)
+                        return
+                    (server if ready is client else client).sendall(data)
+
+    def _cut(self, client: socket.socket, server: socket.socket, data: bytes) -> None:
+        lost, self._lose = self._lose, None
+        self.cut_count += 1
+        if lost == "reply":
+            server.sendall(data)
+            while True:
+                # A request may come in several pieces; the reply is lost once there is one.
+                ready = select([client, server], [], [])[0]
+                if server in ready:
+                    server.recv(1 << 16)
+                    return
+                server.sendall(client.recv(1 << 16))
