@@ -7,6 +7,7 @@ status 1. What a command prints for other programs goes to stdout, everything el
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from domain.errors import LedgerError, Retry, SettingsInvalidError
 
 # Everything else is imported where it is used, so that `soma token` does not wait for the whole house.
 if TYPE_CHECKING:
+    from api.reference import Word
     from ops.runtime import Runtime
     from ops.settings import Settings
 
@@ -275,6 +277,32 @@ def docs(
     for name, text in written_pages().items():
         (target / name).write_text(text, encoding="utf-8")
         print(target / name, file=sys.stderr)
+
+
+def words() -> list[Word]:
+    """Describe every command, as the reference prints it."""
+    return list(_words(typer.main.get_command(app), "soma"))
+
+
+def _words(command: Any, path: str) -> Iterator[Word]:
+    from api.reference import Option, Word
+
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _words(inner, f"{path} {name}")
+    if hasattr(command, "commands"):
+        return
+    shown = [given for given in command.params if not getattr(given, "hidden", False) and given.name != "help"]
+    options = [
+        Option(
+            " / ".join([*given.opts, *given.secondary_opts]) if given.param_type_name == "option" else given.name.upper(),
+            given.type.name,
+            given.required,
+            "" if given.default in (None, False, ()) or callable(given.default) else f"`{given.default}`",
+            getattr(given, "help", "") or "",
+        )
+        for given in shown
+    ]
+    yield Word(path, " ".join((command.help or "").split()), options)
 
 
 if __name__ == "__main__":

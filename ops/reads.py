@@ -159,6 +159,18 @@ class LogReader:
         )
         return [Stored(*row) for row in rows]
 
+    async def kinds(self, kinds: Sequence[str], *, after: int, size: int, limit: int) -> list[Stored]:
+        """Read the records of all streams of some kinds, after a position, in the log of a size."""
+        rows = await self._all(
+            "SELECT position, address, record FROM events WHERE position > %s AND position < %s"
+            " AND split_part(stream, '/', 1) = ANY(%s) ORDER BY position LIMIT %s",
+            after,
+            size,
+            list(kinds),
+            limit,
+        )
+        return [Stored(*row) for row in rows]
+
     async def search(
         self, *, after: int, limit: int, scan: int, size: int, tenant: str | None, type: str | None, actor: str | None
     ) -> tuple[list[Stored], int]:

@@ -48,7 +48,7 @@ from domain.market import contracts, disputes, intents, offers
 from domain.market.contracts import Contract
 from domain.market.datasets import dataset_fingerprint, parse_csv
 from domain.market.disputes import Dispute
-from domain.market.intents import Intent, OpenIntent, candidate, want_of
+from domain.market.intents import Intent, OpenIntent, Proposed, candidate, propose, want_of
 from domain.market.matching import Candidate, MatchPolicy, MatchResult, match
 from domain.market.offers import DataSet, ListOffer, Offer, OfferStep, ReviseOffer
 from domain.market.rounds import Round
@@ -250,21 +250,31 @@ async def _market(opened: Runtime) -> tuple[list[Candidate], int]:
     return [candidate(offer, sellers.get(offer.tenant)) for offer in found], size - 1
 
 
+async def _proposed(opened: Runtime, who: Caller, command: intents.MatchIntent) -> Proposed | None:
+    stream = f"intent/{command.intent_id}"
+    loaded = (await opened.reader.load([stream])).get(stream)
+    if loaded is None or not may_see(who, loaded.aggregate) or not isinstance(loaded.aggregate, Intent):
+        return None
+    candidates, position = await _market(opened)
+    now = opened.clock()
+    return await asyncio.to_thread(propose, loaded.aggregate, command.max_offers, candidates, POLICY, now, position)
+
+
 @router.post("/intents/{intent_id}/match", status_code=201, responses=shows(Contract, 201))
 async def match_intent(
     intent_id: str, opened: Open, who: Who, sent: Sent, request: Request, body: MatchBody | None = None  # type: ignore[valid-type]
 ) -> Response:
     """Match an intent: a contract, or 422 with the reasons and what would have matched."""
     fee_ppm = request.app.state.settings.platform_fee_ppm
+    command = completed(intents.MatchIntent, body, intent_id=intent_id)
 
     async def gather() -> dict[str, Any]:
-        candidates, position = await _market(opened)
-        return {"candidates": candidates, "as_of_position": position, "policy": POLICY, "fee_ppm": fee_ppm}
+        return {"proposed": await _proposed(opened, who, command), "fee_ppm": fee_ppm}
 
     started = time.perf_counter()
     answer = await opened.ledger.act(
         intents.match_intent,
-        completed(intents.MatchIntent, body, intent_id=intent_id),
+        command,
         who,
         key=sent.key,
         if_match=sent.if_match,

@@ -53,16 +53,38 @@ class Terms(msgspec.Struct, frozen=True):
     total: Money
     score_total: str
     fee_ppm: int
+    max_offers: int
+    matched_at: str
     diagnostics: Diagnostics
 
     @classmethod
-    def of(cls, intent_id: str, round_id: str, model_owner_id: str, result: MatchResult, fee_ppm: int) -> Terms:
+    def of(
+        cls,
+        intent_id: str,
+        round_id: str,
+        model_owner_id: str,
+        result: MatchResult,
+        *,
+        fee_ppm: int,
+        max_offers: int,
+        matched_at: str,
+    ) -> Terms:
         """Take the terms out of a match; of the offers passed over, the record keeps the first ones."""
         kept = result.diagnostics.per_offer[:PER_OFFER_KEPT]
         left_out = len(result.diagnostics.per_offer) - len(kept) + result.diagnostics.per_offer_truncated
         diagnostics = msgspec.structs.replace(result.diagnostics, per_offer=kept, per_offer_truncated=left_out)
-        selected, total = result.selected, result.total_price
-        return cls(intent_id, round_id, model_owner_id, selected, total, result.score_total, fee_ppm, diagnostics)
+        return cls(
+            intent_id,
+            round_id,
+            model_owner_id,
+            result.selected,
+            result.total_price,
+            result.score_total,
+            fee_ppm,
+            max_offers,
+            matched_at,
+            diagnostics,
+        )
 
 
 class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +108,8 @@ class Contract(Aggregate):
     agreed_price_per_round_total: Money | None = None
     fee_ppm: int = 0
     score_total: str = "0"
+    max_offers: int = 0
+    matched_at: str = ""
     selection_diagnostics: dict[str, Any] = msgspec.field(default_factory=dict)
     proof_requirements: dict[str, bool] = msgspec.field(default_factory=dict)
     status: str = "created"
@@ -111,6 +135,8 @@ class Contract(Aggregate):
         agreed_price_per_round_total: Money
         fee_ppm: int
         score_total: str
+        max_offers: int
+        matched_at: str
         selection_diagnostics: dict[str, Any]
         proof_requirements: dict[str, bool]
 
@@ -236,6 +262,8 @@ def open_contract(case: Case, terms: Terms) -> Contract:
         agreed_price_per_round_total=terms.total,
         fee_ppm=terms.fee_ppm,
         score_total=terms.score_total,
+        max_offers=terms.max_offers,
+        matched_at=terms.matched_at,
         selection_diagnostics=msgspec.to_builtins(terms.diagnostics),
         proof_requirements={"require_attestation": True, "require_round_completion": True},
     )

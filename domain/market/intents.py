@@ -336,19 +336,36 @@ def want_of(intent: Intent, max_offers: int) -> Want:
     )
 
 
-@allow("owner", "operator")
-def match_intent(
-    case: Case,
-    command: MatchIntent,
-    *,
+class Proposed(msgspec.Struct, frozen=True):
+    """A match that was computed beforehand, off the event loop, for an intent at a version."""
+
+    intent_version: int
+    result: MatchResult
+    matched_at: str
+
+
+def propose(
+    intent: Intent,
+    max_offers: int,
     candidates: Sequence[Candidate],
-    as_of_position: int,
     policy: MatchPolicy,
-    fee_ppm: int,
-) -> Contract | MatchFailure:
+    now: str,
+    as_of_position: int,
+) -> Proposed:
+    """Compute a match. CPU-bound for hard instances, so call it off the event loop.
+
+    Errors: invalid_field, invalid_max_offers.
+    """
+    result = match(want_of(intent, max_offers), candidates, policy, now, as_of_position)
+    return Proposed(intent.version, result, now)
+
+
+@allow("owner", "operator")
+def match_intent(case: Case, command: MatchIntent, *, proposed: Proposed | None, fee_ppm: int) -> Contract | MatchFailure:
     """Match an open intent: a contract, or a failure that is written down with its diagnosis.
 
-    Errors: intent_expired, round_intent_not_found, round_intent_not_open.
+    proposed is None where there was no intent to compute it for.
+    Errors: intent_expired, round_intent_not_found, round_intent_not_open, version_mismatch.
     """
     intent = case.get_own(Intent, command.intent_id, IntentNotFoundError)
     case.match_version(intent)
@@ -356,13 +373,23 @@ def match_intent(
         raise IntentNotOpenError(status=intent.status, contract_id=intent.contract_id)
     if intent.deadline_ts <= case.now:
         raise IntentExpiredError(deadline_ts=intent.deadline_ts)
-    result = match(want_of(intent, command.max_offers), candidates, policy, case.now, as_of_position)
-    diagnostics = msgspec.to_builtins(result.diagnostics)
+    if proposed is None or proposed.intent_version != intent.version:
+        raise Redo("the intent changed while it was matched")
+    result = proposed.result
     if not result.selected:
-        case.emit(intent, Intent.MatchFailed(diagnostics=diagnostics))
+        case.emit(intent, Intent.MatchFailed(diagnostics=msgspec.to_builtins(result.diagnostics)))
         return MatchFailure(intent.id, result.diagnostics)
     _check_fresh(case, result)
-    contract = open_contract(case, Terms.of(intent.id, intent.round_id, intent.model_owner_id, result, fee_ppm))
+    terms = Terms.of(
+        intent.id,
+        intent.round_id,
+        intent.model_owner_id,
+        result,
+        fee_ppm=fee_ppm,
+        max_offers=command.max_offers,
+        matched_at=proposed.matched_at,
+    )
+    contract = open_contract(case, terms)
     case.emit(intent, Intent.Matched(contract_id=contract.id))
     return contract
 
