@@ -295,7 +295,7 @@ def _words(command: Any, path: str) -> Iterator[Word]:
     options = [
         Option(
             " / ".join([*given.opts, *given.secondary_opts]) if given.param_type_name == "option" else given.name.upper(),
-            given.type.name,
+            _kind(given),
             given.required,
             "" if given.default in (None, False, ()) or callable(given.default) else f"`{given.default}`",
             getattr(given, "help", "") or "",
@@ -303,6 +303,13 @@ def _words(command: Any, path: str) -> Iterator[Word]:
         for given in shown
     ]
     yield Word(path, " ".join((command.help or "").split()), options)
+
+
+def _kind(given: Any) -> str:
+    named = str(given.type_descriptor.annotation)
+    words = {"bool": "flag", "Path": "path", "int": "integer", "float": "number"}
+    kind = next((word for name, word in words.items() if name in named), "text")
+    return f"{kind}, repeatable" if "list" in named or given.nargs == -1 else kind
 
 
 if __name__ == "__main__":

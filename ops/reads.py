@@ -317,14 +317,16 @@ class LogReader:
         decoder = msgspec.json.Decoder(AGGREGATES[kind])
         return [decoder.decode(state) for (state,) in rows]
 
-    async def market(self) -> tuple[list[Offer], dict[str, Seller]]:
-        """Read every offer that was not retired, and the history of every seller."""
-        rows = await self._all("SELECT state::text FROM records WHERE kind = 'offer' AND status <> 'retired'")
-        sellers = await self._all("SELECT id, state::text FROM records WHERE kind = 'seller'")
-        return (
-            [_offers.decode(state) for (state,) in rows],
-            {name: _sellers.decode(state) for name, state in sellers},
-        )
+    async def market(self) -> tuple[int, list[Offer], dict[str, Seller]]:
+        """Read, in one snapshot, the size of the log, every offer not retired, and the history of every seller."""
+        async with reading(self._pool) as cursor, cursor.connection.transaction():
+            await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            await cursor.execute("SELECT size FROM log_head")
+            ((size,),) = await cursor.fetchall()
+            await cursor.execute("SELECT state::text FROM records WHERE kind = 'offer' AND status <> 'retired'")
+            offers = [_offers.decode(state) for (state,) in await cursor.fetchall()]
+            await cursor.execute("SELECT id, state::text FROM records WHERE kind = 'seller'")
+            return size, offers, {name: _sellers.decode(state) for name, state in await cursor.fetchall()}
 
     async def market_counts(self, party: str | None) -> dict[tuple[str, str | None], int]:
         """Count records by (kind, status), and by (kind, None) in total; offers are everybody's to see."""

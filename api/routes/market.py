@@ -245,8 +245,7 @@ async def close_intent(intent_id: str, opened: Open, who: Who, sent: Sent) -> Re
 
 async def _market(opened: Runtime) -> tuple[list[Candidate], int]:
     """Read every offer on the market beside its seller's history, and the position this is true for."""
-    size = await opened.reader.size()
-    found, sellers = await opened.reader.market()
+    size, found, sellers = await opened.reader.market()
     return [candidate(offer, sellers.get(offer.tenant)) for offer in found], size - 1
 
 
