@@ -22,6 +22,8 @@ from projections.rounds import RoundRunner
 from projections.sweeper import Sweeper
 
 VERSION = "0.1.0"
+# What is counted by name; anything a caller may invent is counted as one.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ROUTERS = (market.router, money.router, training.router, log_routes.router, system.router)
 
 
@@ -78,7 +80,7 @@ class _Limits:
             return
         bytes_max = self._dataset_bytes_max if scope["path"] == "/v1/datasets" else self._body_bytes_max
         stated = dict(scope["headers"]).get(b"content-length", b"0")
-        if stated.isdigit() and int(stated) > bytes_max:
+        if stated.isdigit() and (len(stated) > 18 or int(stated) > bytes_max):
             await problems.respond(BodyTooLargeError(bytes_max=bytes_max))(scope, receive, send)
             return
         seen = 0
@@ -118,7 +120,8 @@ class _Meter:
             await self._app(scope, receive, noting)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._count(route, scope["method"], status, time.perf_counter() - started)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._count(route, method, status, time.perf_counter() - started)
 
     def _count(self, route: str, method: str, status: str, seconds: float) -> None:
         key = (route, method, status)

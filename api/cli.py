@@ -32,7 +32,9 @@ app = typer.Typer(
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
 
-DataDir = Annotated[Path | None, typer.Option(help="Directory of everything embedded; SOMA_DATA_DIR otherwise.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Directory of everything embedded; SOMA_DATA_DIR otherwise.")
+]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; SOMA_HOST otherwise.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; SOMA_PORT otherwise.")]
 Embedded = Annotated[bool, typer.Option("--embedded", help="Use the data directory even where URLs are set.")]
@@ -94,7 +96,10 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as error:
         # The value itself is not repeated: it may be a secret.
         faults = error.errors(include_input=False, include_url=False, include_context=False)
-        said = {PREFIX + str(fault["loc"][0]).upper() if fault["loc"] else "settings": fault["msg"] for fault in faults}
+        said = {
+            PREFIX + str(fault["loc"][0]).upper() if fault["loc"] else "settings": fault["msg"]
+            for fault in faults
+        }
         raise SettingsInvalidError("the environment holds a setting that cannot be used", **said) from None
 
 
@@ -135,32 +140,35 @@ def _run(settings: Settings, banner: bool) -> None:
 
 def _banner(settings: Settings, url: str, opened: Runtime) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
+    # Lines are never broken: some of them are there to be copied.
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"[bold]Soma Ledger[/bold] at [bold]{url}[/bold]")
     for name, value in [
         ("log", opened.signer.name),
         ("log key", opened.signer.key.text),
-        ("database", f"embedded, {settings.data_dir}/postgres" if settings.database_url is None else "by URL"),
+        (
+            "database",
+            f"embedded, {settings.data_dir}/postgres" if settings.database_url is None else "by URL",
+        ),
         ("objects", f"{settings.objects_path}" if settings.object_store_url is None else "by URL"),
         ("tokens", settings.jwks_url or f"local issuer, {settings.issuer_key_path}"),
-        ("describes itself", f"{url}/openapi.json"),
         ("a token", f"soma token --data-dir {settings.data_dir} --tenant acme --role owner"),
+        ("its words", f"{url}/openapi.json"),
         ("stop", "Ctrl-C; what was begun is finished first"),
     ]:
-        table.add_row(name, value)
-    console = Console(highlight=False)
-    console.print(f"[bold]Soma Ledger[/bold] at [bold]{url}[/bold]")
-    console.print(table)
+        console.print(f"  [dim]{name:<10}[/dim]", value, markup=True)
 
 
 @app.command()
 def demo(
     data_dir: Annotated[Path, typer.Option(help="Directory of the demonstration.")] = Path("var/demo"),
-    url: Annotated[str | None, typer.Option(help="A running service; --data-dir is then where its keys lie.")] = None,
-    once: Annotated[bool, typer.Option("--once", help="End when the story is told, even on a terminal.")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="A running service; --data-dir is then where its keys lie.")
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when the story is told, even on a terminal.")
+    ] = False,
     ci: Annotated[str, typer.Option(envvar="CI", hidden=True)] = "",
 ) -> None:
     """Play the whole marketplace loop on real data, over the public API only, against an embedded service."""
@@ -176,7 +184,9 @@ def demo(
 @app.command()
 def migrate(
     data_dir: DataDir = None,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; end with 1 if anything is pending.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; end with 1 if anything is pending.")
+    ] = False,
 ) -> None:
     """Bring the database to this release: list what is applied, and apply what is pending."""
     from rich.console import Console
@@ -222,7 +232,9 @@ def doctor(data_dir: DataDir = None, port: Port = None) -> None:
 
 @app.command()
 def settings(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the settings reference instead.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the settings reference instead.")
+    ] = False,
 ) -> None:
     """Show what a process would run with, secrets as ***."""
     from rich.console import Console
@@ -245,16 +257,23 @@ def settings(
 @app.command()
 def token(
     tenant: Annotated[str, typer.Option(help="For whom the token speaks, such as acme.")],
-    role: Annotated[list[str], typer.Option(help="provider, owner, operator, reviewer, signer, auditor, billing or service.")],
+    role: Annotated[
+        list[str],
+        typer.Option(help="provider, owner, operator, reviewer, signer, auditor, billing or service."),
+    ],
     subject: Annotated[str, typer.Option(help="Who acts; records name it as their actor.")] = "someone",
-    ttl: Annotated[int | None, typer.Option(min=1, help="Life in seconds; SOMA_TOKEN_TTL_S otherwise.")] = None,
+    ttl: Annotated[
+        int | None, typer.Option(min=1, help="Life in seconds; SOMA_TOKEN_TTL_S otherwise.")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Print a token of the local issuer, and nothing else, to stdout."""
     from ops.tokens import ROLES, LocalIssuer, TokenGate
 
     if strangers := sorted(set(role) - ROLES):
-        raise typer.BadParameter(f"no such role: {', '.join(strangers)}; there are {', '.join(sorted(ROLES))}")
+        raise typer.BadParameter(
+            f"no such role: {', '.join(strangers)}; there are {', '.join(sorted(ROLES))}"
+        )
     read = load_settings(data_dir=data_dir)
     if read.jwks_url is not None:
         raise SettingsInvalidError("tokens come from the issuer SOMA_JWKS_URL names; this service makes none")
@@ -267,7 +286,9 @@ def token(
 
 @app.command()
 def docs(
-    out: Annotated[Path | None, typer.Option(help="Directory to write to; docs/reference of this tree otherwise.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory to write to; docs/reference of this tree otherwise.")
+    ] = None,
 ) -> None:
     """Print the references - errors, events, settings, OpenAPI, HTTP, command line - from the code."""
     from api.reference import written_pages
@@ -291,10 +312,14 @@ def _words(command: Any, path: str) -> Iterator[Word]:
         yield from _words(inner, f"{path} {name}")
     if hasattr(command, "commands"):
         return
-    shown = [given for given in command.params if not getattr(given, "hidden", False) and given.name != "help"]
+    shown = [
+        given for given in command.params if not getattr(given, "hidden", False) and given.name != "help"
+    ]
     options = [
         Option(
-            " / ".join([*given.opts, *given.secondary_opts]) if given.param_type_name == "option" else given.name.upper(),
+            " / ".join([*given.opts, *given.secondary_opts])
+            if given.param_type_name == "option"
+            else given.name.upper(),
             _kind(given),
             given.required,
             "" if given.default in (None, False, ()) or callable(given.default) else f"`{given.default}`",

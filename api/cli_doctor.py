@@ -59,7 +59,9 @@ def examine(settings: Settings) -> Iterator[Line]:
             yield from check(settings)
         except LedgerError as error:
             facts = ", ".join(f"{name} {value}" for name, value in error.facts.items())
-            yield Line(part, Verdict.UNWELL, f"{error.code}: {error.message}" + (f" ({facts})" if facts else ""))
+            yield Line(
+                part, Verdict.UNWELL, f"{error.code}: {error.message}" + (f" ({facts})" if facts else "")
+            )
         except OSError as error:
             yield Line(part, Verdict.UNWELL, f"{error.strerror}: {error.filename}")
 
@@ -94,7 +96,9 @@ def _database(settings: Settings) -> Iterator[Line]:
         pending = migrate.pending(url)
     recent = seen.server_version >= SERVER_VERSION_MIN
     version = f"PostgreSQL {seen.server_version // 10_000}.{seen.server_version % 10_000}, {kind}"
-    yield Line("database", Verdict.WELL if recent else Verdict.UNWELL, version + ("" if recent else "; 15 is needed"))
+    yield Line(
+        "database", Verdict.WELL if recent else Verdict.UNWELL, version + ("" if recent else "; 15 is needed")
+    )
     waiting = f", {len(pending)} pending: run `soma migrate`" if pending else ""
     verdict = Verdict.UNWELL if pending and seen.applied else Verdict.ABSENT if pending else Verdict.WELL
     yield Line("migrations", verdict, f"{len(seen.applied)} applied{waiting}")
@@ -111,7 +115,11 @@ def _identity(settings: Settings, seen: inspection.Seen) -> Line:
     if signer is None:
         return Line("log identity", Verdict.UNWELL, f"the key of {seen.identity[1]} is not there")
     if seen.identity != (signer.name, signer.key.text):
-        return Line("log identity", Verdict.UNWELL, f"the database holds {seen.identity[1]}, the key is {signer.key.text}")
+        return Line(
+            "log identity",
+            Verdict.UNWELL,
+            f"the database holds {seen.identity[1]}, the key is {signer.key.text}",
+        )
     return Line("log identity", Verdict.WELL, f"{signer.key.text}, {seen.tree_size:,} records")
 
 
@@ -153,7 +161,9 @@ def _objects(settings: Settings) -> Iterator[Line]:
     except Exception as error:  # noqa: BLE001 - each store has errors of its own
         yield Line("object store", Verdict.UNWELL, f"{place}: {type(error).__name__}")
         return
-    yield Line("object store", Verdict.WELL if read_back else Verdict.UNWELL, f"{place}, written and read back")
+    yield Line(
+        "object store", Verdict.WELL if read_back else Verdict.UNWELL, f"{place}, written and read back"
+    )
 
 
 def _address(settings: Settings) -> Iterator[Line]:
@@ -177,6 +187,8 @@ def _is_ours(settings: Settings) -> str:
 
 def _disk(settings: Settings) -> Iterator[Line]:
     path = settings.data_dir.resolve()
-    free_bytes = shutil.disk_usage(path if path.exists() else next(p for p in path.parents if p.exists())).free
+    free_bytes = shutil.disk_usage(
+        path if path.exists() else next(p for p in path.parents if p.exists())
+    ).free
     verdict = Verdict.WELL if free_bytes >= FREE_BYTES_MIN else Verdict.UNWELL
     yield Line("disk", verdict, f"{free_bytes / 1e9:,.1f} GB free")

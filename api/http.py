@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, create_model
 
-from domain.errors import ForbiddenError, InvalidAsOfError, InvalidCursorError, UnauthorizedError, VersionMismatchError
+from domain.errors import (
+    ForbiddenError,
+    InvalidAsOfError,
+    InvalidCursorError,
+    InvalidError,
+    UnauthorizedError,
+    UnsupportedMediaTypeError,
+    VersionMismatchError,
+)
 from domain.fields import Command
 from domain.ledger import Answer, Caller, UseCase
 from domain.log.records import Aggregate
@@ -55,6 +65,8 @@ IdempotencyKey = Annotated[
     Header(alias="Idempotency-Key", description="1 to 255 visible ASCII characters; a repeat hears the first answer."),
 ]
 IfMatch = Annotated[str | None, Header(alias="If-Match", description='The version expected, such as "3".')]
+Id = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
+Wish = Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
 Correlation = Annotated[str | None, Header(alias="X-Correlation-ID", max_length=128, pattern=r"^[\x21-\x7e]+$")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Items on the page.")]
 Cursor = Annotated[str | None, Query(max_length=300, description="`next` of the page before.")]
@@ -120,6 +132,7 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 # --------------------------------------------------------------------------- what OpenAPI says
 
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+PUBLIC: dict[str, Any] = {"security": []}
 _STATUSES = {
     400: "malformed",
     401: "no valid token",
@@ -128,6 +141,7 @@ _STATUSES = {
     409: "not possible in the present state",
     412: "not at the version of If-Match",
     413: "too large",
+    415: "a body that is not JSON",
     422: "understood, but impossible",
     503: "away for a moment",
 }
@@ -151,10 +165,109 @@ def shows(aggregate: type[Aggregate], status: int = 200) -> dict[int | str, dict
             {"type": "object", "properties": {"receipt": {"$ref": "#/components/schemas/Receipt"}}},
         ]
     }
-    return WRITE_PROBLEMS | {status: {"description": "Done.", "content": {"application/json": {"schema": schema}}}}
+    return WRITE_PROBLEMS | _answer(schema, status, "Done.")
+
+
+def reads(aggregate: type[Aggregate]) -> dict[int | str, dict[str, Any]]:
+    """Document the answer of a look at one aggregate."""
+    return answers({"$ref": f"#/components/schemas/{aggregate.__name__}"})
+
+
+def lists(aggregate: type[Aggregate]) -> dict[int | str, dict[str, Any]]:
+    """Document a page of aggregates."""
+    return answers(page_of({"$ref": f"#/components/schemas/{aggregate.__name__}"}))
+
+
+def answers(
+    schema: dict[str, Any], problems: Mapping[int | str, dict[str, Any]] = READ_PROBLEMS
+) -> dict[int | str, dict[str, Any]]:
+    """Document an answer by its schema."""
+    return {**problems, **_answer(schema, 200, "As asked.")}
+
+
+def _answer(schema: dict[str, Any], status: int, description: str) -> dict[int | str, dict[str, Any]]:
+    return {status: {"description": description, "content": {"application/json": {"schema": schema}}}}
+
+
+def page_of(item: dict[str, Any]) -> dict[str, Any]:
+    """Describe a page of items."""
+    return {
+        "type": "object",
+        "required": ["items", "next"],
+        "properties": {"items": {"type": "array", "items": item}, "next": {"type": ["string", "null"]}},
+    }
+
+
+def object_of(**properties: Any) -> dict[str, Any]:
+    """Describe an object by its members, all of them present; a member given by a name is of that type."""
+    shaped = {name: {"type": shape} if isinstance(shape, str | list) else shape for name, shape in properties.items()}
+    return {"type": "object", "required": list(shaped), "properties": shaped}
 
 
 # --------------------------------------------------------------------------- bodies
+
+
+def parse_json(data: bytes) -> Any:
+    """Read JSON as a ledger must: no number that is none, no name twice, no half of a character.
+
+    Errors: invalid_request.
+    Source: RFC 8259, sections 4 and 6; RFC 7493, sections 2.1 and 2.3.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=_members, parse_constant=_no_number)
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"the body is not JSON: {_why(error)}") from error
+    return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return members
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "a surrogate stands alone"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        return parse_json(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is JSON, strictly, and called so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Put the checks of the body before everything else."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def strict(request: Request) -> Response:
+            asked = _StrictRequest(request.scope, request.receive)
+            # Read here: what the body's limits raise would otherwise reach the caller as a parsing error.
+            if await asked.body() and not _says_json(request.headers.get("content-type", "")):
+                raise UnsupportedMediaTypeError()
+            return await handle(asked)
+
+        return strict
+
+
+def _says_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def body_of(command: type[C], *path_fields: str) -> type[BaseModel]:

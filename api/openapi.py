@@ -54,16 +54,26 @@ def document(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     _, components = msgspec.json.schema_components(
-        list(AGGREGATES.values()), ref_template="#/components/schemas/{name}"
+        [cls for cls in AGGREGATES.values() if cls.__module__.startswith("domain.")], ref_template="#/components/schemas/{name}"
     )
     for name, schema in components.items():
         # Forward compatible: an answer may carry a receipt, and later versions more members.
         schemas[name] = {k: v for k, v in schema.items() if k != "additionalProperties"}
     schemas |= {"Problem": PROBLEM, "Receipt": RECEIPT}
+    for schema in schemas.values():
+        _drop_null_defaults(schema)
     found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
     found["security"] = [{"bearer": []}]
     app.openapi_schema = found
     return found
+
+
+def _drop_null_defaults(schema: dict[str, Any]) -> None:
+    """Take out defaults that would not be accepted: a field that may be left out, but not be null."""
+    for field in schema.get("properties", {}).values():
+        kinds = [field.get("type"), *(kind.get("type") for kind in field.get("anyOf", []))]
+        if "default" in field and field["default"] is None and "null" not in kinds:
+            del field["default"]
 
 
 def _drop_validation(operation: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from domain import errors
@@ -37,6 +38,7 @@ FIELD_ERRORS: dict[str, type[LedgerError]] = {
     "required_modalities": errors.RequiredModalitiesInvalidError,
     "deadline_ts": errors.DeadlineInvalidError,
     "status": errors.StatusInvalidError,
+    "payout_status": errors.StatusInvalidError,
     "round_intent_id": errors.IntentIdRequiredError,
     "max_offers": errors.MaxOffersInvalidError,
     "contract_id": errors.ContractIdRequiredError,
@@ -68,7 +70,12 @@ def respond(error: LedgerError, extra: dict[str, Any] | None = None) -> Response
         headers["WWW-Authenticate"] = "Bearer"
     if error.internal:
         log.warning("refused", code=error.code, detail=error.message, internal=error.internal)
-    return JSONResponse(error.problem() | (extra or {}), error.status, headers, media_type=MEDIA_TYPE)
+    return _printed(error.problem() | (extra or {}), error.status, headers)
+
+
+def _printed(problem: dict[str, Any], status: int, headers: dict[str, str] | None = None) -> Response:
+    # Written in ASCII: whatever a caller sent and a message repeats, it can be printed.
+    return Response(json.dumps(problem, default=str), status, headers, media_type=MEDIA_TYPE)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -84,7 +91,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 def respond_invalid(path: str, faults: Sequence[Any]) -> Response:
     """Print what pydantic found: the first fault gives the code, all are listed with JSON pointers."""
     shown = [
-        {"pointer": _pointer(fault["loc"]), "message": fault["msg"], "code": _class_of(path, fault).code}
+        _place(fault["loc"]) | {"message": fault["msg"], "code": _class_of(path, fault).code}
         for fault in faults[:ERRORS_MAX]
     ]
     first = _class_of(path, faults[0])
@@ -94,24 +101,30 @@ def respond_invalid(path: str, faults: Sequence[Any]) -> Response:
 
 
 def _class_of(path: str, fault: Any) -> type[LedgerError]:
-    if fault["type"] in ("json_invalid", "model_attributes_type", "dict_type") or len(fault["loc"]) < 2:
+    if len(fault["loc"]) < 2:
         return errors.InvalidError
     if fault["type"] == "extra_forbidden":
         return errors.UnknownFieldError
-    name = str(fault["loc"][1])
-    found = PATH_FIELD_ERRORS.get((path.rstrip("/").rsplit("/", 1)[-1], name)) or FIELD_ERRORS.get(name)
-    if found is not None:
-        return found
+    resource = path.rstrip("/").rsplit("/", 1)[-1]
+    for name in reversed([part for part in fault["loc"][1:] if isinstance(part, str)]):
+        if found := PATH_FIELD_ERRORS.get((resource, name)) or FIELD_ERRORS.get(name):
+            unknown = fault["type"] == "currency" and found is errors.AmountInvalidError
+            return errors.CurrencyUnknownError if unknown else found
     return errors.MissingFieldError if fault["type"] == "missing" else errors.InvalidFieldError
 
 
-def _pointer(loc: Sequence[Any]) -> str:
+def _place(loc: Sequence[Any]) -> dict[str, str]:
+    """Say where a fault is: a JSON pointer into the body, or the name of a parameter."""
+    if loc and loc[0] != "body":
+        return {"parameter": ".".join(str(part) for part in loc[1:]), "in": str(loc[0])}
     parts = [str(part).replace("~", "~0").replace("/", "~1") for part in loc[1:]]
-    return "".join(f"/{part}" for part in parts)
+    return {"pointer": "".join(f"/{part}" for part in parts)}
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, LedgerError):
+        return respond(error.__cause__)  # a refusal the framework took for a fault of the body
     known: dict[int, type[LedgerError]] = {
         404: errors.NotFoundError,
         405: errors.MethodNotAllowedError,
@@ -137,4 +150,4 @@ async def _bug(request: Request, error: Exception) -> Response:
         "message": "The service made a mistake; it was written down under this trace id.",
         "trace_id": trace_id,
     }
-    return JSONResponse(problem, 500, media_type=MEDIA_TYPE)
+    return _printed(problem, 500)

@@ -18,8 +18,9 @@ from msgspec import inspect
 from api.app import create_app
 from domain.errors import REGISTRY, LedgerError
 from domain.log.audit_findings import CODES
-from domain.log.records import AGGREGATES, EVENTS, Aggregate, Event, MoneyEvent
+from domain.log.records import AGGREGATES, EVENTS, Event, MoneyEvent
 from ops.settings import Settings, settings_reference
+from ops.verify import DATABASE_CODES
 
 PROMISE = "Everything below was computed or run for real; no mocks, no invented numbers."
 OURS = "domain."
@@ -65,21 +66,40 @@ def errors_page() -> str:
     """Print every code a caller can meet, by family, and every finding of an audit."""
     lines = _opening("Errors", "domain/errors.py")
     lines += [
-        "Every refusal is RFC 9457 problem details (`application/problem+json`) with a stable `code`. `retry` says what",
-        "helps: `never` (another request is needed), `as-is` (send the same again), `after-read` (look, then decide again).",
-        "Codes are never renamed and never given a second meaning.",
+        "Every refusal is RFC 9457 problem details (`application/problem+json`) with a stable `code`. `retry` says",
+        "what helps: `never` (another request is needed), `as-is` (send the same again), `after-read` (look, then",
+        "decide again). Codes are never renamed and never given a second meaning.",
         "",
     ]
     families: dict[type[LedgerError], list[type[LedgerError]]] = {}
-    for error in REGISTRY.values():
+    for error in (error for error in REGISTRY.values() if error.__module__.startswith(OURS)):
         families.setdefault(_family(error), []).append(error)
     for family, errors in sorted(families.items(), key=lambda item: item[0].status):
         lines += [f"## {family.status}: {family.title()}", ""]
-        rows = ((f"`{e.code}`", str(e.status), e.retry.value, e.title()) for e in sorted(errors, key=lambda e: e.code))
+        rows = (
+            (f"`{e.code}`", str(e.status), e.retry.value, e.title())
+            for e in sorted(errors, key=lambda e: e.code)
+        )
         lines += _table(("Code", "Status", "Retry", "Meaning"), rows)
-    lines += ["## 500: A fault of ours", "", "`internal` carries a `trace_id`; the service's own log has the rest.", ""]
-    lines += ["## What an audit can find", "", "`soma audit verify` names each broken promise by one of these codes.", ""]
-    lines += _table(("Code", "The promise that is broken"), ((f"`{code}`", said) for code, said in CODES.items()))
+    lines += [
+        "## 500: A fault of ours",
+        "",
+        "`internal` carries a `trace_id`; the service's own log has the rest.",
+        "",
+    ]
+    lines += [
+        "## What an audit can find",
+        "",
+        "`soma audit verify` names each broken promise by one of these codes.",
+        "",
+    ]
+    findings = ("Code", "The promise that is broken")
+    lines += _table(findings, ((f"`{code}`", said) for code, said in CODES.items()))
+    lines += [
+        "`soma ledger verify` also looks at the tables of the database, and has these codes for them.",
+        "",
+    ]
+    lines += _table(findings, ((f"`{code}`", said) for code, said in DATABASE_CODES.items()))
     return "\n".join(lines)
 
 
@@ -97,8 +117,8 @@ def events_page() -> str:
     lines = _opening("Events", "the event classes of domain/")
     lines += [
         "A record is one envelope - `stream`, `version`, `type`, `schema`, `at`, `actor`, `tenant`, `causation`,",
-        "`correlation`, `previous`, `data` - as RFC 8785 canonical JSON; `data` holds the members below. Wire types and",
-        "schema numbers are never reused. An event marked *moves money* carries the entries of the book in `money`.",
+        "`correlation`, `previous`, `data` - as RFC 8785 canonical JSON; `data` holds the members below. Wire types",
+        "and schema numbers are never reused. What *moves money* carries its entries of the book in `money`.",
         "",
     ]
     structs: dict[str, Any] = {}
@@ -118,7 +138,13 @@ def events_page() -> str:
 def _event(topic: str, event: type[Event], structs: dict[str, Any]) -> list[str]:
     money = "; *moves money*" if issubclass(event, MoneyEvent) else ""
     fields = _struct(event).fields
-    return [f"### {topic}", "", f"{_first_line(event)} (schema {event.SCHEMA}{money})", "", *_members(fields, structs)]
+    return [
+        f"### {topic}",
+        "",
+        f"{_first_line(event)} (schema {event.SCHEMA}{money})",
+        "",
+        *_members(fields, structs),
+    ]
 
 
 def _struct(cls: type[Any]) -> Any:
@@ -137,14 +163,22 @@ def _word(found: Any, structs: dict[str, Any]) -> str:
             structs[found.cls.__name__] = found
             return f"[{found.cls.__name__}](#{found.cls.__name__.lower()})"
         case inspect.UnionType():
-            return " or ".join(sorted((_word(part, structs) for part in found.types), key=lambda word: word == "null"))
+            return " or ".join(
+                sorted((_word(part, structs) for part in found.types), key=lambda word: word == "null")
+            )
         case inspect.ListType() | inspect.VarTupleType():
             return f"list of {_word(found.item_type, structs)}"
         case inspect.DictType():
             return f"object of {_word(found.value_type, structs)}"
         case inspect.LiteralType():
             return " or ".join(f"`{value}`" for value in found.values)
-    words = {"StrType": "text", "IntType": "integer", "BoolType": "boolean", "NoneType": "null", "AnyType": "anything"}
+    words = {
+        "StrType": "text",
+        "IntType": "integer",
+        "BoolType": "boolean",
+        "NoneType": "null",
+        "AnyType": "anything",
+    }
     return words[type(found).__name__]
 
 
@@ -172,25 +206,39 @@ def api_page(openapi: dict[str, Any]) -> str:
     lines = _opening("HTTP", "the routes of api/")
     lines += [
         "The same as a machine reads it: [openapi.json](openapi.json), served as `/openapi.json`. Writes take",
-        "`Idempotency-Key`, changes to one thing take `If-Match`, lists are read page by page with `cursor`, and a read",
-        "with `as_of` answers as the log was at that position or time. Refusals are listed under [errors](errors.md).",
+        "`Idempotency-Key`, changes to one thing take `If-Match`, lists are read page by page with `cursor`, and a",
+        "read with `as_of` answers as the log was at that position or time. Refusals are listed under",
+        "[errors](errors.md).",
         "",
     ]
     by_tag: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
     for path, operations in openapi["paths"].items():
         for method, operation in operations.items():
-            by_tag.setdefault((operation.get("tags") or ["other"])[0], []).append((path, method.upper(), operation))
+            by_tag.setdefault((operation.get("tags") or ["other"])[0], []).append(
+                (path, method.upper(), operation)
+            )
     for tag, operations in by_tag.items():
         lines += [f"## {tag}", ""]
         for path, method, operation in operations:
-            lines += [f"### {method} {path}", "", operation.get("description", operation.get("summary", "")), ""]
+            lines += [
+                f"### {method} {path}",
+                "",
+                operation.get("description", operation.get("summary", "")),
+                "",
+            ]
             lines += [*_parameters(operation, openapi), *_answers(operation)]
     return "\n".join(lines)
 
 
 def _parameters(operation: dict[str, Any], openapi: dict[str, Any]) -> list[str]:
     rows = [
-        (f"`{given['name']}`", given["in"], _shape(given["schema"]), _yes(given.get("required")), given.get("description", ""))
+        (
+            f"`{given['name']}`",
+            given["in"],
+            _shape(given["schema"]),
+            _yes(given.get("required")),
+            given.get("description", ""),
+        )
         for given in operation.get("parameters", [])
         if given["in"] != "header"
     ]
@@ -201,7 +249,9 @@ def _parameters(operation: dict[str, Any], openapi: dict[str, Any]) -> list[str]
         if fields is None:
             rows.append(("body", media, _shape(schema), "yes", schema.get("description", "").split("\n")[0]))
         for name, field in (fields or {}).items():
-            rows.append((f"`{name}`", "body", _shape(field), _yes(name in required), field.get("description", "")))
+            rows.append(
+                (f"`{name}`", "body", _shape(field), _yes(name in required), field.get("description", ""))
+            )
     return _table(("Name", "In", "Type", "Required", "Meaning"), rows) if rows else []
 
 
@@ -269,7 +319,14 @@ def cli_page() -> str:
 
 
 def _opening(title: str, source: str) -> list[str]:
-    return [PROMISE, "", f"# {title}", "", f"Printed from {source} by `make docs`; a test keeps this page current.", ""]
+    return [
+        PROMISE,
+        "",
+        f"# {title}",
+        "",
+        f"Printed from {source} by `make docs`; a test keeps this page current.",
+        "",
+    ]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -285,5 +342,5 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _first_line(cls: type[Event] | type[Aggregate] | type[Any]) -> str:
+def _first_line(cls: type[Any]) -> str:
     return (cls.__doc__ or "").strip().split("\n")[0]

@@ -26,6 +26,7 @@ from ops.settings import Settings
 log = telemetry.logger(__name__)
 
 BACKLOG = 2_048
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Announce = Callable[[str, Runtime], None]
 
@@ -48,7 +49,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise ListenError(f"cannot listen on {host} port {port}: {error.strerror}", host=host, port=port) from error
+        raise ListenError(
+            f"cannot listen on {host} port {port}: {error.strerror}", host=host, port=port
+        ) from error
     bound.setblocking(False)
     return bound
 
@@ -81,13 +84,16 @@ def run(settings: Settings, announce: Announce) -> None:
         )
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             runner.run(_serve(app, _Server(config), bound, settings, announce))
+    # From here on all is written and closed; a late signal changes nothing but how it looks.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _serve(
     app: FastAPI, server: uvicorn.Server, bound: socket.socket, settings: Settings, announce: Announce
 ) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         loop.add_signal_handler(number, server.handle_exit, number, None)
     url = url_of(settings.host, bound)
     async with app.router.lifespan_context(app):

@@ -44,9 +44,7 @@ class LedgerError(Exception):
     status: ClassVar[int] = 500
     retry: ClassVar[Retry] = Retry.NEVER
 
-    def __init_subclass__(
-        cls, code: str = "", status: int | None = None, retry: Retry | None = None
-    ) -> None:
+    def __init_subclass__(cls, code: str = "", status: int | None = None, retry: Retry | None = None) -> None:
         super().__init_subclass__()
         if status is not None:
             cls.status = status
@@ -159,9 +157,7 @@ class ShuttingDownError(UnavailableError, code="shutting_down", status=503):
     """The service is stopping and takes no new commands."""
 
 
-class MigrationAlteredError(
-    UnavailableError, code="migration_altered", status=503, retry=Retry.NEVER
-):
+class MigrationAlteredError(UnavailableError, code="migration_altered", status=503, retry=Retry.NEVER):
     """A migration was edited after it had been applied."""
 
 
@@ -169,9 +165,7 @@ class MigrationGapError(UnavailableError, code="migration_gap", status=503, retr
     """The numbers of the migrations do not run from 1 without a gap."""
 
 
-class MigrationUnknownError(
-    UnavailableError, code="migration_unknown", status=503, retry=Retry.NEVER
-):
+class MigrationUnknownError(UnavailableError, code="migration_unknown", status=503, retry=Retry.NEVER):
     """The database has a migration this release does not know; it was written by a newer one."""
 
 
@@ -210,9 +204,7 @@ class IdempotencyKeyReusedError(UnprocessableError, code="idempotency_key_reused
     """The idempotency key was used before with another body."""
 
 
-class VersionMismatchError(
-    LedgerError, code="version_mismatch", status=412, retry=Retry.AFTER_READ
-):
+class VersionMismatchError(LedgerError, code="version_mismatch", status=412, retry=Retry.AFTER_READ):
     """The resource is no longer at the version named by If-Match."""
 
 
@@ -322,9 +314,7 @@ class ExportFailedError(UnavailableError, code="export_failed", status=503, retr
     """The log could not be read to its end, or the export not be written; nothing was left under its name."""
 
 
-class LogIdentityError(
-    UnavailableError, code="log_identity_mismatch", status=503, retry=Retry.NEVER
-):
+class LogIdentityError(UnavailableError, code="log_identity_mismatch", status=503, retry=Retry.NEVER):
     """The database belongs to a log with another origin or key."""
 
 

@@ -17,12 +17,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from pydantic import BaseModel
 
 from domain.book import Entry
+from domain.commits import Commit, Key, KeyKnown, Loaded, Log, Redo, Remembered, Row, State, refused, state_of
 from domain.errors import (
     ConflictError,
     ForbiddenError,
@@ -32,11 +33,27 @@ from domain.errors import (
     NotFoundError,
     VersionMismatchError,
 )
-from domain.log.records import Aggregate, Event, MoneyEvent, Record, address_text, digest, encode, encode_state
 from domain.log.hashes import leaf_hash
+from domain.log.records import (
+    Aggregate,
+    Event,
+    MoneyEvent,
+    Record,
+    address_text,
+    digest,
+    encode,
+    encode_state,
+)
+
+# What passes between the gate and the log is told in domain.commits and known by these names here too.
+__all__ = (
+    "Answer", "Ask", "Caller", "Case", "Commit", "Final", "Key", "KeyKnown", "Ledger", "Loaded", "Log", "Redo",
+    "Remembered", "Row", "State", "UseCase", "allow", "refused", "state_of",
+)  # fmt: skip
 
 ATTEMPTS_MAX = 64
 REMEMBERED_MAX = 50_000
+_PRESENT = -1
 
 A = TypeVar("A", bound=Aggregate)
 
@@ -47,90 +64,6 @@ class Caller(NamedTuple):
     subject: str
     tenant: str
     roles: frozenset[str]
-
-
-class Row(NamedTuple):
-    """A record on its way to the log."""
-
-    stream: str
-    version: int
-    type: str
-    tenant: str
-    address: bytes
-    leaf: bytes
-    record: bytes
-
-
-class State(NamedTuple):
-    """The current state of a changed aggregate."""
-
-    kind: str
-    id: str
-    version: int
-    address: bytes
-    tenant: str
-    owner: str | None
-    status: str
-    deadline: str | None
-    parties: list[str] | None
-    state: bytes
-    search: str | None
-
-
-class Key(NamedTuple):
-    """An idempotency key with what was asked and what was answered."""
-
-    id: bytes
-    digest: bytes
-    status: int
-    answer: bytes
-
-
-class Commit:
-    """What a command asks of the log: all of it, or none.
-
-    The recorder sets `position` (of the first row) or `error`, then resolves `future`; the error is never put
-    into the future, so that a caller who went away leaves no unread exception. `reads` are the streams the
-    decision looked at, and `epoch` says how much the gate knew then of what other processes wrote.
-    """
-
-    __slots__ = (
-        "after", "entries", "epoch", "error", "future", "key", "position", "reads", "rows", "states", "waiter",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        rows: Sequence[Row] = (),
-        entries: Sequence[tuple[int, Sequence[Entry]]] = (),
-        states: Sequence[State] = (),
-        key: Key | None = None,
-        reads: Sequence[str] = (),
-        after: Sequence[Commit] = (),
-        epoch: int = 0,
-    ) -> None:
-        self.rows = rows
-        self.entries = entries
-        self.states = states
-        self.key = key
-        self.reads = reads
-        self.after = after
-        self.epoch = epoch
-        self.position: int | None = None
-        self.error: BaseException | None = None
-        self.future: asyncio.Future[None] | None = None
-        self.waiter: Any = None
-
-    @property
-    def done(self) -> bool:
-        return self.position is not None or self.error is not None
-
-
-class Redo(Exception):
-    """The log moved under a decision: decide again."""
-
-
-class KeyKnown(Exception):
-    """The log holds an answer for this key."""
 
 
 class Final(Exception):
@@ -152,36 +85,6 @@ class Answer(NamedTuple):
     repeated: bool = False
 
 
-class Loaded(NamedTuple):
-    """An aggregate as the log last committed it."""
-
-    aggregate: Aggregate
-    address: bytes
-
-
-class Remembered(NamedTuple):
-    """The stored row of a key."""
-
-    digest: bytes
-    status: int
-    answer: bytes
-    position: int | None
-    event_count: int
-
-
-class Log(Protocol):
-    """What the gate needs of the place that holds the log."""
-
-    def submit(self, commit: Commit) -> None:
-        """Queue a commit and give it a future of the running loop."""
-
-    async def load(self, streams: Sequence[str]) -> dict[str, Loaded]:
-        """Read the aggregates that exist among these streams."""
-
-    async def remembered(self, key_id: bytes) -> Remembered | None:
-        """Read what was answered under a key."""
-
-
 class _Resident:
     __slots__ = ("address", "aggregate", "commit")
 
@@ -189,6 +92,20 @@ class _Resident:
         self.aggregate = aggregate  # None: spoiled, to be read again once `commit` is done
         self.address = address
         self.commit: Commit | None = None
+
+
+class _Watch:
+    """Counts the changes of a stream while decisions look at what the log holds of it.
+
+    However many of them wait for a stream, one read is under way; `read` names the changes it knows of.
+    """
+
+    __slots__ = ("changes", "read", "watchers")
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self.watchers = 0
+        self.read: tuple[int, asyncio.Task[bool]] | None = None
 
 
 class _Missing(Exception):
@@ -226,18 +143,19 @@ class Case:
     """One decision in the making: what it reads, and the events it leads to."""
 
     __slots__ = (
-        "_absent", "_causation", "_correlation", "_ledger", "_reads", "_touched", "caller", "entries", "if_match",
-        "now", "rows",
+        "_causation", "_correlation", "_ledger", "_looked", "_missed", "_reads", "_touched", "caller", "entries",
+        "if_match", "now", "rows",
     )  # fmt: skip
 
-    def __init__(self, ledger: Ledger, ask: Ask, now: str, absent: set[str]) -> None:
+    def __init__(self, ledger: Ledger, ask: Ask, now: str, looked: dict[str, int]) -> None:
         self.caller = ask.caller
         self.now = now
         self.if_match = ask.if_match
         self.rows: list[Row] = []
         self.entries: list[tuple[int, Sequence[Entry]]] = []
         self._ledger = ledger
-        self._absent = absent
+        self._looked = looked
+        self._missed: list[str] = []
         self._correlation = ask.correlation
         self._causation = ask.causation
         self._reads: dict[str, _Resident] = {}
@@ -250,7 +168,8 @@ class Case:
         if resident is None:
             resident = self._ledger.resident(stream)
             if resident is None:
-                if stream in self._absent:
+                if self._ledger.is_absent(stream, self._looked):
+                    self._missed.append(stream)
                     return None
                 raise _Missing(stream)
             self._reads[stream] = resident
@@ -313,15 +232,21 @@ class Case:
         if isinstance(event, MoneyEvent) and event.money:
             self.entries.append((len(self.rows), event.money))
         self.rows.append(
-            Row(stream, record.version, event.TOPIC, aggregate.tenant, resident.address, leaf_hash(data), data)
+            Row(
+                stream, record.version, event.TOPIC, aggregate.tenant, resident.address, leaf_hash(data), data
+            )
         )
         return aggregate
 
     def commit(self, key: Key | None) -> Commit:
         """Make the commit of what was decided; it falls with the pending ones it was decided on."""
         after = [r.commit for r in self._reads.values() if r.commit is not None and not r.commit.done]
-        states = [state_of(r.aggregate, r.address) for r in self._touched.values() if r.aggregate and r.address]
-        return Commit(self.rows, self.entries, states, key, tuple(self._reads), after, self._ledger.epoch)
+        states = [
+            state_of(r.aggregate, r.address) for r in self._touched.values() if r.aggregate and r.address
+        ]
+        return Commit(
+            self.rows, self.entries, states, key, (*self._reads, *self._missed), after, self._ledger.epoch
+        )
 
     def withdraw(self) -> None:
         """Take back what was decided; aggregates that had changed are read again."""
@@ -329,14 +254,11 @@ class Case:
             resident.aggregate = None
         self.rows, self.entries, self._touched = [], [], {}
 
-
-def state_of(aggregate: Aggregate, address: bytes) -> State:
-    """Give the current-state row of an aggregate whose latest record has this address."""
-    a = aggregate
-    return State(
-        a.KIND, a.id, a.version, address, a.tenant, a.owner_key(), a.status_key(), a.deadline_key(),
-        a.party_keys(), encode_state(a), a.search_text(),
-    )  # fmt: skip
+    def reread(self) -> None:
+        """Have what was read here read again, as far as no commit of it is under way."""
+        for resident in self._reads.values():
+            if resident.commit is None or resident.commit.done:
+                resident.aggregate = None
 
 
 class Ledger:
@@ -353,6 +275,7 @@ class Ledger:
         self.next_id = next_id
         self._resident_max = resident_max
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._watched: dict[str, _Watch] = {}
         self._inflight: dict[bytes, asyncio.Future[None]] = {}
         self._remembered: OrderedDict[bytes, Remembered] = OrderedDict()
         self.epoch = 0
@@ -375,9 +298,11 @@ class Ledger:
         Errors: forbidden, idempotency_key_reused, invalid_idempotency_key, conflict; the use case's own;
                 unavailable, overloaded, shutting_down.
         """
-        roles = getattr(use_case, "roles", frozenset())
+        roles: frozenset[str] = getattr(use_case, "roles", frozenset())
         if roles and not roles & caller.roles:
-            raise ForbiddenError(f"this needs one of the roles {', '.join(sorted(roles))}", roles=sorted(roles))
+            raise ForbiddenError(
+                f"this needs one of the roles {', '.join(sorted(roles))}", roles=sorted(roles)
+            )
         mark = None if key is None else _mark(key, caller, use_case, command, if_match)
         ask = Ask(use_case, command, caller, mark, if_match, correlation, causation, gather)
         try:
@@ -419,21 +344,30 @@ class Ledger:
 
     async def _decide(self, ask: Ask, given: dict[str, Any]) -> tuple[Case, bytes, LedgerError | None]:
         """Run the use case until all it reads is in memory; the last run and what follows are one step."""
-        absent: set[str] = set()
-        while True:
-            case = Case(self, ask, self._clock(), absent)
-            try:
-                result = ask.use_case(case, ask.command, **given)
-                return case, b"null" if result is None else encode_state(result), None
-            except _Missing as missing:
-                case.withdraw()
-                await self._load(missing.stream, absent)
-            except LedgerError as refusal:
-                case.withdraw()
-                return case, b"", refusal
-            except BaseException:
-                case.withdraw()
-                raise
+        looked: dict[str, int] = {}
+        try:
+            while True:
+                case = Case(self, ask, self._clock(), looked)
+                try:
+                    result = ask.use_case(case, ask.command, **given)
+                    return case, b"null" if result is None else encode_state(result), None
+                except _Missing as missing:
+                    case.withdraw()
+                    await self._load(missing.stream, looked)
+                except LedgerError as refusal:
+                    case.withdraw()
+                    return case, b"", refusal
+                except Redo:
+                    # The use case was given something newer than what is held here; another process wrote it.
+                    case.withdraw()
+                    case.reread()
+                    raise
+                except BaseException:
+                    case.withdraw()
+                    raise
+        finally:
+            for stream in looked:
+                self._unwatch(stream)
 
     async def _commit(self, case: Case, body: bytes, mark: Key | None) -> Answer | None:
         commit = case.commit(mark._replace(status=200, answer=body) if mark else None)
@@ -444,16 +378,23 @@ class Ledger:
         """Raise a refusal, once it is remembered and what it was decided on stands; None means: decide again."""
         if refusal.status >= 500:
             raise refusal
-        known = await self._settle(case.commit(refused(mark, refusal) if mark else None), b"")
+        known = await self._settle(case.commit(refused(mark, refusal) if mark else None), b"", refusing=True)
         if known is None or known.repeated:
             return known
         raise refusal
 
-    async def _settle(self, commit: Commit, body: bytes) -> Answer | None:
-        """Wait for the log's word: an answer, the answer of an earlier request, or None for: decide again."""
-        if not (commit.rows or commit.key or commit.after):
+    async def _settle(self, commit: Commit, body: bytes, *, refusing: bool = False) -> Answer | None:
+        """Wait for the log's word: an answer, the answer of an earlier request, or None for: decide again.
+
+        A refusal asks the log even where it writes nothing: another process may have changed what it was decided on.
+        """
+        if not (commit.rows or commit.key or commit.after or (refusing and commit.reads)):
             return Answer(body, None, 0)
-        self._log.submit(commit)
+        try:
+            self._log.submit(commit)
+        except BaseException as refusal:
+            commit.error = refusal  # it never reached the queue, and nobody may wait for it
+            raise
         assert commit.future is not None
         await commit.future
         key, error = commit.key, commit.error
@@ -462,7 +403,7 @@ class Ledger:
         if isinstance(error, KeyKnown):
             assert key is not None
             return _repeat(await self._known(key.id), key)
-        if key is not None and (error is None or isinstance(error, LedgerError)):
+        if key is not None and (error is None or (isinstance(error, LedgerError) and error.status < 500)):
             self._remember(key, commit, error)
         if error is not None:
             raise Final(error)
@@ -482,10 +423,15 @@ class Ledger:
     def forget(self, streams: Iterable[str] | None, epoch: int) -> None:
         """Drop aggregates that another process changed (all of them without names)."""
         self.epoch = epoch
-        for stream in list(self._residents) if streams is None else streams:
+        for stream in [*self._residents, *self._watched] if streams is None else streams:
+            self._note_change(stream)
             resident = self._residents.get(stream)
             if resident is not None:
                 resident.aggregate = None
+
+    def is_absent(self, stream: str, looked: dict[str, int]) -> bool:
+        """Say whether the log had no such stream when a decision looked, and still has none."""
+        return stream in looked and self._watched[stream].changes == looked[stream]
 
     def _install(self, case: Case, commit: Commit) -> None:
         residents = self._residents
@@ -493,6 +439,7 @@ class Ledger:
             resident.commit = commit
             residents[stream] = resident
             residents.move_to_end(stream)
+            self._note_change(stream)
         while len(residents) > self._resident_max:
             stream, oldest = next(iter(residents.items()))
             if oldest.commit is not None and not oldest.commit.done:
@@ -500,7 +447,47 @@ class Ledger:
                 break
             del residents[stream]
 
-    async def _load(self, stream: str, absent: set[str]) -> None:
+    async def _load(self, stream: str, looked: dict[str, int]) -> None:
+        """Look a stream up in the log; what changes meanwhile is looked up again."""
+        watch = self._watched.setdefault(stream, _Watch())
+        if stream not in looked:
+            watch.watchers += 1
+            looked[stream] = _PRESENT
+        while self.resident(stream) is None:
+            await self._quiet(stream)
+            changes = watch.changes
+            if watch.read is None or watch.read[0] != changes:
+                watch.read = changes, asyncio.ensure_future(self._read(stream, watch, changes))
+            there = await asyncio.shield(watch.read[1])
+            if watch.changes == changes:
+                looked[stream] = _PRESENT if there else changes
+                return
+        looked[stream] = _PRESENT
+
+    async def _read(self, stream: str, watch: _Watch, changes: int) -> bool:
+        """Read a stream for all who wait for it; say whether it is there."""
+        try:
+            found = (await self._log.load([stream])).get(stream)
+        finally:
+            if watch.read is not None and watch.read[0] == changes:
+                watch.read = None
+        fresh = watch.changes == changes and self._watched.get(stream) is watch
+        if found is not None and fresh and self.resident(stream) is None:
+            self._residents[stream] = _Resident(found.aggregate, found.address)
+        return found is not None
+
+    def _unwatch(self, stream: str) -> None:
+        watch = self._watched[stream]
+        watch.watchers -= 1
+        if not watch.watchers:
+            del self._watched[stream]
+
+    def _note_change(self, stream: str) -> None:
+        if (watch := self._watched.get(stream)) is not None:
+            watch.changes += 1
+
+    async def _quiet(self, stream: str) -> None:
+        """Wait until no commit of a spoiled aggregate is under way."""
         spoiled = self._residents.get(stream)
         while spoiled is not None and spoiled.commit is not None and not spoiled.commit.done:
             future = spoiled.commit.future
@@ -508,11 +495,6 @@ class Ledger:
                 await asyncio.sleep(0.001)  # its caller went away; the commit is still under way
             else:
                 await asyncio.wait([future])
-        found = (await self._log.load([stream])).get(stream)
-        if found is None:
-            absent.add(stream)
-        elif self.resident(stream) is None:
-            self._residents[stream] = _Resident(found.aggregate, found.address)
 
     # ------------------------------------------------------------------ keys
 
@@ -535,17 +517,12 @@ class Ledger:
             self._remembered.popitem(last=False)
 
 
-def refused(key: Key, error: LedgerError) -> Key:
-    """Give the key under which a refusal is remembered."""
-    return key._replace(status=error.status, answer=msgspec.json.encode(error.problem()))
-
-
 def _mark(key: str, caller: Caller, use_case: UseCase, command: BaseModel, if_match: int | None) -> Key:
     """Make the identity of a keyed request: keys of different callers never meet."""
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
-        raise InvalidIdempotencyKeyError()
+        raise InvalidIdempotencyKeyError
     scope = f"{len(caller.tenant)}:{caller.tenant}{len(caller.subject)}:{caller.subject}{key}"
-    asked = f"{use_case.__module__}.{use_case.__name__}\n{if_match}\n{command.model_dump_json()}"
+    asked = f"{use_case.__module__}.{use_case.__name__}\n{if_match}\n{command.model_dump_json(exclude_unset=True)}"
     return Key(sha256(scope.encode()).digest(), sha256(asked.encode()).digest(), 0, b"")
 
 

@@ -38,7 +38,7 @@ def parse_nano(text: str) -> int:
     """
     if not isinstance(text, str) or not _AMOUNT.match(text):
         raise AmountInvalidError(
-            "an amount is a decimal string such as \"12.50\" with at most nine decimals",
+            'an amount is a decimal string such as "12.50" with at most nine decimals',
             got=str(text)[:64],
         )
     whole, _, part = text.partition(".")
@@ -108,7 +108,7 @@ class Money(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=False
             "properties": {
                 "amount": {
                     "type": "string",
-                    "pattern": r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,9})?$",
+                    "pattern": r"^((0|[1-9][0-9]{0,11})(\.[0-9]{1,9})?|1000000000000(\.0{1,9})?)$",
                     "examples": ["12.50"],
                 },
                 "currency": {"type": "string", "enum": sorted(CURRENCY_DIGITS)},
@@ -124,9 +124,11 @@ def _money_from_wire(value: Any) -> Money:
         raise PydanticCustomError("money", 'money is {{"amount": "12.50", "currency": "USD"}}')
     try:
         money = Money.parse(value["amount"], value["currency"])
-    except (AmountInvalidError, CurrencyUnknownError, TypeError) as error:
+    except CurrencyUnknownError as error:
+        raise PydanticCustomError("currency", "{why}", {"why": str(error)}) from error
+    except (AmountInvalidError, TypeError) as error:
         raise PydanticCustomError("money", "{why}", {"why": str(error)}) from error
-    if money.nano < 0:
+    if value["amount"].startswith("-"):
         raise PydanticCustomError("money", "an amount must not be negative")
     return money
 
@@ -140,7 +142,7 @@ def _money_to_wire(money: Money) -> dict[str, str]:
 
 def moment_text(at: datetime) -> str:
     """Write a moment as RFC 3339 in UTC with exactly six decimals, so that text order is time order."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return at.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def moment_of(text: str) -> datetime:
@@ -150,5 +152,7 @@ def moment_of(text: str) -> datetime:
 
 # --------------------------------------------------------------------------- names
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")]
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")
+]
 Tenant = Annotated[str, StringConstraints(min_length=2, max_length=63, pattern=r"^[a-z0-9][a-z0-9-]*$")]

@@ -7,7 +7,7 @@ Source: PostgreSQL, src/backend/utils/adt/arrayfuncs.c, array_recv.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from struct import Struct, pack
 
 import numpy as np
@@ -67,6 +67,15 @@ def fixed_bytea(items: Sequence[bytes], width: int) -> PackedArray:
 
 def text(items: Sequence[str | None]) -> PackedArray:
     """Pack text[]; None becomes NULL."""
+    return _array(_TEXT, len(items), _text_body(items), int(None in items))
+
+
+def _text_body(items: Sequence[str | None]) -> bytes:
+    # Most columns of a batch hold one value throughout: a tenant, a type, NULL.
+    if items and items.count(items[0]) == len(items):
+        items, times = items[:1], len(items)
+    else:
+        times = 1
     parts: list[bytes] = []
     for item in items:
         if item is None:
@@ -74,7 +83,7 @@ def text(items: Sequence[str | None]) -> PackedArray:
         else:
             data = item.encode()
             parts += (_length(len(data)), data)
-    return _array(_TEXT, len(items), b"".join(parts), int(None in items))
+    return b"".join(parts) * times
 
 
 def text_bytes(items: Sequence[bytes]) -> PackedArray:
@@ -84,17 +93,23 @@ def text_bytes(items: Sequence[bytes]) -> PackedArray:
     )
 
 
-_INT_FORMS = {
-    _INT8: np.dtype([("n", ">i4"), ("v", ">i8")]),
-    _INT4: np.dtype([("n", ">i4"), ("v", ">i4")]),
-    _INT2: np.dtype([("n", ">i4"), ("v", ">i2")]),
+# Above this many elements numpy is faster than struct.
+_STRUCT_MAX = 64
+_INTS = {
+    _INT8: (np.dtype([("n", ">i4"), ("v", ">i8")]), "iq"),
+    _INT4: (np.dtype([("n", ">i4"), ("v", ">i4")]), "ii"),
+    _INT2: (np.dtype([("n", ">i4"), ("v", ">i2")]), "ih"),
 }
 
 
 def _ints(oid: int, items: Sequence[int]) -> PackedArray:
-    form = _INT_FORMS[oid]
+    form, letters = _INTS[oid]
+    width = form["v"].itemsize
+    if len(items) <= _STRUCT_MAX:
+        words = [word for item in items for word in (width, item)]
+        return _array(oid, len(items), pack("!" + letters * len(items), *words))
     rows = np.empty(len(items), dtype=form)
-    rows["n"] = form["v"].itemsize
+    rows["n"] = width
     rows["v"] = items
     return _array(oid, len(items), rows.tobytes())
 

@@ -28,6 +28,9 @@ _PATH = re.compile(
     re.ASCII,
 )
 
+# The second line of a checkpoint.
+_SIZE_LINE = re.compile(rb"[^\n]+\n([0-9]{1,16})\n")
+
 
 def bytes_max(path: str) -> int:
     """Bound what may be read of a path.
@@ -163,6 +166,7 @@ class HttpSource:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        self._size: bytes | None = None
         headers = {"accept-encoding": "gzip", "user-agent": "soma-audit"}
         if token:
             headers["authorization"] = f"Bearer {token}"
@@ -174,16 +178,23 @@ class HttpSource:
             raise OSError(f"{location} is not an address: {error}") from error
 
     def read(self, path: str) -> bytes | None:
-        """Fetch one path, up to its bound."""
+        """Fetch one path, up to its bound.
+
+        A log grows while it is audited, so its history is asked for up to the checkpoint that was read before.
+        """
+        params = {"size": self._size.decode()} if path == "checkpoints" and self._size else {}
         try:
-            with self._client.stream("GET", _known(path)) as answer:
+            with self._client.stream("GET", _known(path), params=params) as answer:
                 if answer.status_code == 404:
                     return None
                 if answer.status_code != 200:
                     raise OSError(f"the server answers {answer.status_code}")
-                return self._body(path, answer)
+                body = self._body(path, answer)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
+        if path == "checkpoint" and (stated := _SIZE_LINE.match(body)):
+            self._size = stated[1]
+        return body
 
     def _body(self, path: str, answer: httpx.Response) -> bytes:
         body = bytearray()

@@ -24,5 +24,5 @@ class Clock:
 
 
 def next_id() -> str:
-    """Give 32 hex digits: milliseconds since 1970, then chance; later ids sort behind earlier ones."""
+    """Give 32 hex digits: milliseconds since 1970, then chance; ids sort by their millisecond."""
     return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"

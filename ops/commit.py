@@ -271,10 +271,13 @@ class Committer:
     # ------------------------------------------------------------------ writing
 
     def _write(self, cursor: psycopg.Cursor[Any], plan: Plan, *, locked: bool) -> None:
-        if not plan.commits or not (plan.rows or any(c.key for c in plan.commits)):
+        if not (plan.commits or plan.refusals):
             return
-        if len(plan.rows) < COPY_EVENTS_MIN:
-            self._write_statement(cursor, plan, HeadMode.SET if plan.rows else HeadMode.KEEP)
+        if not plan.rows:
+            keyed = any(commit.key for commit in plan.commits)
+            self._write_statement(cursor, plan, HeadMode.KEEP if keyed else HeadMode.LOOK)
+        elif len(plan.rows) < COPY_EVENTS_MIN:
+            self._write_statement(cursor, plan, HeadMode.SET)
         elif locked:
             self._write_bulk(cursor, plan)
         else:
@@ -320,7 +323,7 @@ class Committer:
             raise HeadMoved
 
     def _head_params(self, plan: Plan, mode: HeadMode) -> list[Any]:
-        if mode is HeadMode.KEEP:
+        if mode in (HeadMode.KEEP, HeadMode.LOOK):
             return [plan.base, self._root]
         assert plan.growth is not None
         size = plan.growth.tree.size
@@ -402,7 +405,7 @@ class Committer:
                 return cursor.execute(statements.WAS_COMMITTED, (size, plan.root)).fetchone() is not None
             ids = [c.key.id for c in plan.commits if c.key is not None]
             found = cursor.execute(statements.TAKEN_KEYS, (arrays.fixed_bytea(ids, 32),)).fetchall()
-            return len(found) == len(ids)
+            return bool(ids) and len(found) == len(ids)
 
     def close(self) -> None:
         """Give the connection back."""

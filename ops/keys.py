@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 
-from domain.errors import KeyFileError
+from domain.errors import KeyFileError, KeyMalformedError
 from domain.log.notes import Signer
 
 
@@ -16,18 +18,8 @@ def read_or_make(path: Path, make: bytes) -> bytes:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         if not path.exists():
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(make)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(draft, path)
-            except FileExistsError:
-                pass
-            draft.unlink()
+            _write_once(path, make)
         if path.stat().st_mode & 0o077:
             raise KeyFileError(f"{path} can be read by others; chmod 600 it")
         return path.read_bytes()
@@ -35,13 +27,36 @@ def read_or_make(path: Path, make: bytes) -> bytes:
         raise KeyFileError(f"{path} cannot be used: {error.strerror}") from error
 
 
+def _write_once(path: Path, content: bytes) -> None:
+    """Write a file that is either there in full or not at all; one that is there already stays."""
+    descriptor, draft = mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        Path(draft).unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def log_signer(path: Path, origin: str) -> Signer:
     """Open the key that signs checkpoints of the log named origin.
 
-    Errors: key_file_unusable, log_identity_mismatch.
+    Errors: key_file_unusable.
     """
     fresh = Signer(origin, os.urandom(32)).secret_text()
-    signer = Signer.parse(read_or_make(path, fresh.encode() + b"\n").decode().strip())
+    text = read_or_make(path, fresh.encode() + b"\n")
+    try:
+        signer = Signer.parse(text.decode().strip())
+    except (KeyMalformedError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"{path} holds no key of a log") from error
     if signer.name != origin:
         raise KeyFileError(f"{path} belongs to the log {signer.name!r}, the settings name {origin!r}")
     return signer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from hashlib import sha3_512
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,8 @@ class ObjectStore:
     async def put(self, data: bytes) -> str:
         """Keep bytes; give their address. Keeping the same bytes again changes nothing."""
         name = sha3_512(data).hexdigest()
-        try:
+        with suppress(AlreadyExistsError):
             await obstore.put_async(self._store, _path(name), data, mode="create")
-        except AlreadyExistsError:
-            pass
         return ADDRESS_PREFIX + name
 
     async def get(self, address: str) -> bytes:

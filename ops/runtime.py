@@ -17,6 +17,7 @@ from ops import postgres, telemetry
 from ops.clock import Clock, next_id
 from ops.commit import Committer
 from ops.embedded import EmbeddedPostgres
+from ops.interpreter import settle
 from ops.keys import log_signer
 from ops.migrate import migrate
 from ops.objects import ObjectStore
@@ -94,6 +95,7 @@ async def open_runtime(settings: Settings, observe: Callable[[int], None] | None
     """
     async with database(settings) as url:
         runtime = await _assemble(settings, url, observe)
+        settle()
         try:
             yield runtime
         finally:
@@ -116,6 +118,8 @@ async def _assemble(settings: Settings, url: str, observe: Callable[[int], None]
         on_foreign,
         observe,
     )
+    # From here on the committer notices what others write, before any decision is made on what is read.
+    await asyncio.to_thread(committer.watch)
     recorder = LedgerRecorder(
         committer,
         postgres.library_pool(url),

@@ -16,6 +16,7 @@ class HeadMode(Enum):
 
     SET = "set"  # the batch has records: compare and set
     KEEP = "keep"  # the batch has none: compare, and keep others out until it is committed
+    LOOK = "look"  # the batch writes nothing: compare, so that nobody is refused on an old state
     DONE = "done"  # the surrounding transaction has set it
 
 
@@ -35,6 +36,7 @@ _HEAD = {
     HeadMode.SET: "h AS (UPDATE log_head SET size = %b::bigint, root = %b::bytea"
     " WHERE size = %b::bigint AND root = %b::bytea RETURNING size)",
     HeadMode.KEEP: "h AS (SELECT size FROM log_head WHERE size = %b::bigint AND root = %b::bytea FOR SHARE)",
+    HeadMode.LOOK: "h AS (SELECT size FROM log_head WHERE size = %b::bigint AND root = %b::bytea)",
     HeadMode.DONE: "h AS (SELECT %b::bigint AS size)",
 }
 _GO = "WHERE EXISTS (SELECT 1 FROM h)"

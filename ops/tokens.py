@@ -67,7 +67,7 @@ class LocalIssuer:
             "tenant": tenant,
             "roles": sorted(roles),
             "iat": now,
-            "exp": now + (ttl_s or self._settings.token_ttl_s),
+            "exp": now + (self._settings.token_ttl_s if ttl_s is None else ttl_s),
         }
         return jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self.key_id})
 
@@ -83,7 +83,9 @@ class TokenGate:
     def __init__(self, settings: Settings, issuer: LocalIssuer) -> None:
         self._settings = settings
         self._issuer = issuer
-        self._outside = jwt.PyJWKClient(settings.jwks_url, cache_keys=True, timeout=5) if settings.jwks_url else None
+        self._outside = (
+            jwt.PyJWKClient(settings.jwks_url, cache_keys=True, timeout=5) if settings.jwks_url else None
+        )
         self._known: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
 
     def recall(self, token: str) -> Caller | None:
@@ -99,7 +101,9 @@ class TokenGate:
         if len(token) > TOKEN_BYTES_MAX:
             raise UnauthorizedError("the token is too long")
         try:
-            key: Any = self._outside.get_signing_key_from_jwt(token).key if self._outside else self._issuer.public
+            key: Any = (
+                self._outside.get_signing_key_from_jwt(token).key if self._outside else self._issuer.public
+            )
             claims = jwt.decode(
                 token,
                 key,
@@ -110,7 +114,9 @@ class TokenGate:
                 options={"require": ["exp", "sub", "aud", "iss"]},
             )
         except jwt.PyJWKClientConnectionError as outage:
-            raise UnavailableError("the token issuer's keys cannot be fetched", internal=str(outage)) from outage
+            raise UnavailableError(
+                "the token issuer's keys cannot be fetched", internal=str(outage)
+            ) from outage
         except jwt.PyJWTError as error:
             raise UnauthorizedError(f"the token is not valid: {error}") from error
         caller = _caller(claims)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from domain.errors import LedgerError, NotFoundError, UpdateRejectedError
+from domain.errors import LedgerError, LogDamagedError, NotFoundError, UpdateRejectedError
 from domain.ledger import Caller
 from domain.market import fedavg
 from domain.market.datasets import Dataset, parse_csv
@@ -165,6 +165,8 @@ async def attest(runtime: Runtime, training: Round) -> bool:
         ]
         averaged = await asyncio.to_thread(fedavg.aggregate, updates, broadcast.weights, training.options)
     except LedgerError as damaged:
+        if damaged.status >= 500 and not isinstance(damaged, LogDamagedError):
+            raise  # the store is away, which says nothing about what it holds
         log.warning("attestation_failed", round_id=training.id, code=damaged.code, detail=damaged.message)
         return False
     return bool(averaged.tobytes() == model.weights.tobytes())

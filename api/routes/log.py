@@ -52,7 +52,7 @@ from domain.log.notes import (
     parse_note,
     print_base64,
 )
-from domain.log.policies import parse_policy
+from domain.log.policies import parse_policy, policy_of
 from domain.log.proof_files import FILE_SUFFIX
 from domain.log.records import address_text, encode_state, parse_address
 from domain.values import moment_text
@@ -496,7 +496,7 @@ def _check_fits(opened: Runtime, known: list[Known], witness: Known) -> None:
     if any(witness[0] == name or key.public == VerifierKey.parse(text).public for name, text, _ in known):
         raise WitnessExistsError(name=witness[0])
     try:
-        parse_policy(log_files.policy_of(opened.signer.key, [*known, witness]).print())
+        parse_policy(policy_of(opened.signer.key, [*known, witness]).print())
     except PolicyMalformedError as error:
         raise InvalidFieldError(
             f"no policy can name this witness: {error.message}", name=witness[0]

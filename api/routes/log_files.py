@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from api.http import READ_PROBLEMS, Open, caller, need_role
 from domain.errors import TileNotFoundError
-from domain.log.notes import VerifierKey
-from domain.log.policies import Group, Log, Policy, Witness
+from domain.log.policies import policy_of
 from domain.log.tiles import parse_tile_path
-from ops.runtime import Runtime
+from ops.export import history_lines
 
 router = APIRouter(tags=["log"])
 
@@ -32,15 +29,16 @@ NOTE_TYPE = "text/plain; charset=utf-8"
 TILE_TYPE = "application/octet-stream"
 FRESH = "no-cache"
 FOREVER = "max-age=31536000, immutable"
-HISTORY_PAGE = 1_000
 PACKED_BYTES_MIN = 1_024
-ANY_WITNESS = "any-witness"
 
 _PUBLIC: dict[str, Any] = {"security": []}
 # A token is needed for records only, and only where the settings do not make them public.
 _PUBLIC_OR_NOT: dict[str, Any] = {"security": [{}, {"bearer": []}]}
 _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Not changed."}}
 _ANSWERS = _UNCHANGED | {status: READ_PROBLEMS[status] for status in (404, 503)}
+_HISTORY: dict[int | str, dict[str, Any]] = READ_PROBLEMS | {
+    200: {"description": "JSON lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}
+}
 
 
 def _shows(media_type: str) -> dict[int | str, dict[str, Any]]:
@@ -77,21 +75,8 @@ async def verifier_key(request: Request, opened: Open) -> Response:
 @router.get("/policy", responses=_shows(NOTE_TYPE), openapi_extra=_PUBLIC)
 async def policy(request: Request, opened: Open) -> Response:
     """Show the log's own trust policy: its key, the witnesses it knows, and that any one of them is enough."""
-    return file_answer(request, (await own_policy(opened)).print(), NOTE_TYPE, FRESH)
-
-
-async def own_policy(opened: Runtime) -> Policy:
-    """Give the policy this log states of itself."""
-    return policy_of(opened.signer.key, await opened.reader.witnesses())
-
-
-def policy_of(key: VerifierKey, known: list[tuple[str, str, str | None]]) -> Policy:
-    """Put a policy together from a log's key and witnesses: (name, verifier key, URL)."""
-    witnesses = tuple(Witness(name, VerifierKey.parse(text), url or "") for name, text, url in known)
-    if not witnesses:
-        return Policy((Log(key),))
-    group = Group(ANY_WITNESS, 1, tuple(witness.name for witness in witnesses))
-    return Policy((Log(key),), witnesses, (group,), ANY_WITNESS)
+    own = policy_of(opened.signer.key, await opened.reader.witnesses())
+    return file_answer(request, own.print(), NOTE_TYPE, FRESH)
 
 
 # --------------------------------------------------------------------------- tiles
@@ -144,12 +129,7 @@ def _takes_gzip(accepted: str) -> bool:
 # --------------------------------------------------------------------------- the history of heads
 
 
-@router.get(
-    "/checkpoints",
-    responses={status: READ_PROBLEMS[status] for status in (400, 401, 403, 503)}
-    | {200: {"description": "JSON lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}}},
-    openapi_extra=_PUBLIC_OR_NOT,
-)
+@router.get("/checkpoints", responses=_HISTORY, openapi_extra=_PUBLIC_OR_NOT)
 async def history(
     request: Request,
     opened: Open,
@@ -163,11 +143,3 @@ async def history(
     kept = "no-store" if cache.startswith("private") else FRESH
     headers = {"Cache-Control": kept, "Access-Control-Allow-Origin": "*"}
     return StreamingResponse(history_lines(opened, end), headers=headers, media_type="application/jsonl")
-
-
-async def history_lines(opened: Runtime, end: int) -> AsyncIterator[bytes]:
-    """Write the log's checkpoints up to a size as JSON lines, a page at a time."""
-    after = -1
-    while heads := [head for head in await opened.reader.heads(after, HISTORY_PAGE) if head.size <= end]:
-        yield b"".join(orjson.dumps({"size": h.size, "note": opened.note(h).decode()}) + b"\n" for h in heads)
-        after = heads[-1].size

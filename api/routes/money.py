@@ -8,18 +8,24 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from api.http import (
-    READ_PROBLEMS,
     AsOf,
     Cursor,
+    Id,
+    JsonRoute,
     Limit,
     Open,
     Sent,
     Who,
     act,
+    answers,
     before_of,
     json_response,
+    lists,
     need_role,
+    object_of,
     page,
+    page_of,
+    reads,
     shows,
     size_as_of,
 )
@@ -31,9 +37,29 @@ from domain.ledger import Caller
 from domain.values import print_nano
 from ops.reads import Balance, RecordFilter
 
-router = APIRouter(prefix="/v1", tags=["money"])
+router = APIRouter(prefix="/v1", tags=["money"], route_class=JsonRoute)
 
 SEE_ALL_MONEY = frozenset({"operator", "auditor", "billing"})
+
+BALANCE = object_of(
+    account="string", currency="string", side="string", balance="string", held="string", available="string"
+)
+POSTING = object_of(
+    at="string",
+    position="integer",
+    leg="integer",
+    amount="string",
+    hold=["string", "null"],
+    balance="string",
+    held="string",
+)
+TRIAL = object_of(
+    balanced="boolean",
+    currencies={
+        "type": "array",
+        "items": object_of(currency="string", debits="string", credits="string", held="string", balanced="boolean"),
+    },
+)
 
 
 def _shown(balance: Balance) -> dict[str, Any]:
@@ -60,7 +86,7 @@ async def open_account(command: accounts.OpenAccount, opened: Open, who: Who, se
     return await act(opened, accounts.open_wallet, command, who, sent, status=201)
 
 
-@router.get("/accounts", responses=READ_PROBLEMS)
+@router.get("/accounts", responses=answers(page_of(BALANCE)))
 async def list_accounts(opened: Open, who: Who) -> Response:
     """List accounts with their balances: the caller's, or all for those who keep the books."""
     balances = await opened.reader.balances()
@@ -69,16 +95,16 @@ async def list_accounts(opened: Open, who: Who) -> Response:
     return json_response({"items": [_shown(b) for b in balances], "next": None})
 
 
-@router.get("/accounts/{account}", responses=READ_PROBLEMS)
-async def get_account(account: str, opened: Open, who: Who, as_of: AsOf = None) -> Response:
+@router.get("/accounts/{account}", responses=answers(BALANCE))
+async def get_account(account: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
     """Show an account's balance, now or as of a position or time."""
     _check_own(who, account)
     return json_response(_shown(await opened.reader.balance(account, await size_as_of(opened, as_of))))
 
 
-@router.get("/accounts/{account}/postings", responses=READ_PROBLEMS)
+@router.get("/accounts/{account}/postings", responses=answers(page_of(POSTING)))
 async def list_postings(
-    account: str, opened: Open, who: Who, limit: Limit = 100, cursor: Cursor = None
+    account: Id, opened: Open, who: Who, limit: Limit = 100, cursor: Cursor = None
 ) -> Response:
     """List what happened to an account, the latest first; debits are positive."""
     _check_own(who, account)
@@ -119,20 +145,20 @@ async def transfer(command: accounts.TransferMoney, opened: Open, who: Who, sent
     return await act(opened, accounts.transfer, command, who, sent, status=201)
 
 
-@router.get("/transfers", responses=READ_PROBLEMS)
+@router.get("/transfers", responses=lists(Payment))
 async def list_transfers(opened: Open, who: Who, limit: Limit = 100, cursor: Cursor = None) -> Response:
     """List the transfers the caller made, the newest first."""
     tenant = None if who.roles & SEE_ALL_MONEY else who.tenant
     return await listed(opened, RecordFilter("transfer", tenant=tenant), cursor, limit)
 
 
-@router.get("/transfers/{transfer_id}", responses=READ_PROBLEMS)
-async def get_transfer(transfer_id: str, opened: Open, who: Who) -> Response:
+@router.get("/transfers/{transfer_id}", responses=reads(Payment))
+async def get_transfer(transfer_id: Id, opened: Open, who: Who) -> Response:
     """Show a transfer."""
     return await show(opened, who, Payment, transfer_id, TransferNotFoundError, None)
 
 
-@router.get("/trial_balance", responses=READ_PROBLEMS)
+@router.get("/trial_balance", responses=answers(TRIAL))
 async def trial_balance(opened: Open, who: Who) -> Response:
     """Sum all accounts by currency: debits must equal credits, and the service says whether they do."""
     need_role(who, "operator", "auditor", "billing")

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.http import READ_PROBLEMS, AsOf, Cursor, Limit, Open, Sent, Who, act, json_response, sees_all, shows
-from api.routes.market import Status, listed, show
+from api.http import (
+    AsOf,
+    Cursor,
+    Id,
+    JsonRoute,
+    Limit,
+    Open,
+    Sent,
+    Who,
+    act,
+    answers,
+    json_response,
+    lists,
+    object_of,
+    reads,
+    sees_all,
+    shows,
+)
+from api.routes.market import listed, show
 from domain.errors import ForbiddenError, RoundNotFoundError
 from domain.ledger import Caller
 from domain.market import rounds, training
@@ -19,7 +36,7 @@ from domain.values import print_nano
 from ops.reads import RecordFilter
 from ops.runtime import Runtime
 
-router = APIRouter(prefix="/v1", tags=["training"])
+router = APIRouter(prefix="/v1", tags=["training"], route_class=JsonRoute)
 
 
 @router.post("/rounds", status_code=202, responses=shows(Round, 202))
@@ -32,16 +49,20 @@ async def start_round(command: rounds.StartRound, opened: Open, who: Who, sent: 
     return response
 
 
-@router.get("/rounds", responses=READ_PROBLEMS)
+@router.get("/rounds", responses=lists(Round))
 async def list_rounds(
-    opened: Open, who: Who, status: Status = None, limit: Limit = 100, cursor: Cursor = None
+    opened: Open,
+    who: Who,
+    status: Literal["created", "started", "completed", "failed"] | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> Response:
     """List rounds, the newest first."""
     return await listed(opened, RecordFilter("round", status=status), cursor, limit, who)
 
 
-@router.get("/rounds/{round_id}", responses=READ_PROBLEMS)
-async def get_round(round_id: str, opened: Open, who: Who, as_of: AsOf = None) -> Response:
+@router.get("/rounds/{round_id}", responses=reads(Round))
+async def get_round(round_id: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
     """Show a round with its updates and measures."""
     return await show(opened, who, Round, round_id, RoundNotFoundError, as_of)
 
@@ -58,7 +79,16 @@ async def disable_training(command: training.DisableTraining, opened: Open, who:
     return await act(opened, training.disable_training, command, who, sent)
 
 
-@router.get("/training/status", responses=READ_PROBLEMS)
+STATUS = object_of(
+    status={"enum": ["training", "idle"]},
+    active="boolean",
+    round=["string", "null"],
+    current_metrics=["object", "null"],
+    marketplace_pending_contract=["object", "null"],
+)
+
+
+@router.get("/training/status", responses=answers(STATUS))
 async def training_status(opened: Open, who: Who) -> Response:
     """Say what trains now, how the latest round went, and which contract waits for its money."""
     running = await _newest(opened, who, RecordFilter("round", status="started"))
@@ -83,8 +113,8 @@ async def training_status(opened: Open, who: Who) -> Response:
     )
 
 
-@router.get("/training/status/{tenant}", responses=READ_PROBLEMS)
-async def training_mode(tenant: str, opened: Open, who: Who) -> Response:
+@router.get("/training/status/{tenant}", responses=reads(TrainingMode))
+async def training_mode(tenant: Id, opened: Open, who: Who) -> Response:
     """Show the training lock of a tenant."""
     if tenant != who.tenant and not sees_all(who):
         raise ForbiddenError("this is another tenant's lock", tenant=tenant)
@@ -95,7 +125,26 @@ async def training_mode(tenant: str, opened: Open, who: Who) -> Response:
     return json_response(msgspec.to_builtins(mode) | {"enabled": mode.is_on(opened.clock())})
 
 
-@router.get("/metrics_summary", responses=READ_PROBLEMS)
+SUMMARY = object_of(
+    marketplace=object_of(
+        offers_total="integer",
+        open_intents="integer",
+        contracts_total="integer",
+        locked_escrow_total="object",
+        released_payout_total="object",
+    ),
+    governance=object_of(disputes_total="integer", disputes_open="integer"),
+    federated_learning=object_of(
+        current_round=["string", "null"],
+        current_accuracy=["string", "null"],
+        current_loss=["string", "null"],
+        histories="array",
+    ),
+    log=object_of(size="integer"),
+)
+
+
+@router.get("/metrics_summary", responses=answers(SUMMARY))
 async def metrics_summary(opened: Open, who: Who) -> Response:
     """Sum the market up: offers, intents, contracts, escrow, payouts, disputes and the latest training."""
     party = None if sees_all(who) else who.tenant

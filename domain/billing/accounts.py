@@ -10,9 +10,9 @@ from typing import Literal
 
 from domain.book import Open, payment
 from domain.errors import AmountInvalidError, ForbiddenError, SameAccountError
+from domain.fields import Command
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, MoneyEvent, Record
-from domain.fields import Command
 from domain.values import Money, Tenant
 
 PLATFORM = "platform"
@@ -29,7 +29,7 @@ class Account(Aggregate):
     side: str = ""
     status: str = "open"
 
-    class Opened(MoneyEvent):
+    class Opened(MoneyEvent, frozen=True):
         """An account was opened."""
 
         TOPIC = "account.opened"
@@ -61,7 +61,7 @@ class Payment(Aggregate):
     memo: str = ""
     status: str = "posted"
 
-    class Posted(MoneyEvent):
+    class Posted(MoneyEvent, frozen=True):
         """Money was moved from one account to another."""
 
         TOPIC = "transfer.posted"
@@ -174,7 +174,7 @@ def transfer(case: Case, command: TransferMoney) -> Payment:
     source = account_name("wallet", case.caller.tenant, currency)
     target = account_name("wallet", command.to_tenant, currency)
     if source == target:
-        raise SameAccountError()
+        raise SameAccountError
     return _pay(case, source, target, command.amount, command.memo)
 
 

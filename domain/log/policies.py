@@ -8,7 +8,7 @@ earlier lines may be used, so that a group never contains itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -123,6 +123,21 @@ class Policy(msgspec.Struct, frozen=True):
             if group.name in wanted:
                 wanted.update(group.members)
         return wanted
+
+
+ANY_WITNESS = "any-witness"
+
+
+def policy_of(key: VerifierKey, known: Iterable[tuple[str, str, str | None]]) -> Policy:
+    """Put the policy together that a log states of itself: any one of its witnesses (name, key, URL) is enough.
+
+    Errors: malformed_key.
+    """
+    witnesses = tuple(Witness(name, VerifierKey.parse(text), url or "") for name, text, url in known)
+    if not witnesses:
+        return Policy((Log(key),))
+    group = Group(ANY_WITNESS, 1, tuple(witness.name for witness in witnesses))
+    return Policy((Log(key),), witnesses, (group,), ANY_WITNESS)
 
 
 # --------------------------------------------------------------------------- reading

@@ -145,7 +145,10 @@ def encode(record: Record) -> bytes:
     Cost:   one pass; keys are ASCII, so code-point order is the order RFC 8785 asks for.
     Errors: not_canonical, record_too_large.
     """
-    data = _encoder.encode(record)
+    try:
+        data = _encoder.encode(record)
+    except UnicodeEncodeError as error:
+        raise NotCanonicalError("text must not contain half of a surrogate pair") from error
     if b"\\u0000" in data:
         raise NotCanonicalError("text must not contain the character NUL, nor spell it as \\u0000")
     if len(data) > RECORD_BYTES_MAX:
@@ -182,7 +185,17 @@ def decode(data: bytes) -> Record:
     except msgspec.MsgspecError as error:
         raise LogDamagedError("a stored record cannot be read", internal=str(error)) from error
     return Record(
-        e.actor, e.at, e.causation, e.correlation, event, e.previous, e.schema, e.stream, e.tenant, e.type, e.version
+        e.actor,
+        e.at,
+        e.causation,
+        e.correlation,
+        event,
+        e.previous,
+        e.schema,
+        e.stream,
+        e.tenant,
+        e.type,
+        e.version,
     )
 
 
@@ -198,7 +211,7 @@ def _payload(topic: str, schema: int, raw: msgspec.Raw) -> Event:
     upcast = getattr(cls, f"upcast_{schema}", None)
     if upcast is None:
         raise LogDamagedError(f"{topic} has no schema {schema}", type=topic)
-    return msgspec.convert(upcast(msgspec.json.decode(raw)), cls)  # type: ignore[no-any-return]
+    return msgspec.convert(upcast(msgspec.json.decode(raw)), cls)
 
 
 def digest(data: bytes) -> bytes:

@@ -17,7 +17,7 @@ import msgspec
 from pydantic import Field
 
 from domain.billing.accounts import PLATFORM, account_name, ensure
-from domain.book import Hold, Void, settlement
+from domain.book import Entry, Hold, Void, settlement
 from domain.errors import (
     AttestationInvalidError,
     ContractFundedError,
@@ -32,7 +32,7 @@ from domain.errors import (
     RoundNotCompletedError,
 )
 from domain.fields import Command
-from domain.ledger import Case, allow
+from domain.ledger import Case, Redo, allow
 from domain.log.records import Aggregate, Event, MoneyEvent, Record
 from domain.market.matching import Diagnostics, MatchResult, SelectedOffer
 from domain.market.offers import Seller, note_outcome
@@ -72,7 +72,9 @@ class Terms(msgspec.Struct, frozen=True):
         """Take the terms out of a match; of the offers passed over, the record keeps the first ones."""
         kept = result.diagnostics.per_offer[:PER_OFFER_KEPT]
         left_out = len(result.diagnostics.per_offer) - len(kept) + result.diagnostics.per_offer_truncated
-        diagnostics = msgspec.structs.replace(result.diagnostics, per_offer=kept, per_offer_truncated=left_out)
+        diagnostics = msgspec.structs.replace(
+            result.diagnostics, per_offer=kept, per_offer_truncated=left_out
+        )
         return cls(
             intent_id,
             round_id,
@@ -122,7 +124,7 @@ class Contract(Aggregate):
     funded_at: str | None = None
     released_at: str | None = None
 
-    class Created(Event):
+    class Created(Event, frozen=True):
         """A match became a contract."""
 
         TOPIC = "contract.created"
@@ -144,7 +146,7 @@ class Contract(Aggregate):
             for name in self.__struct_fields__:
                 setattr(contract, name, getattr(self, name))
 
-    class EscrowFunded(MoneyEvent):
+    class EscrowFunded(MoneyEvent, frozen=True):
         """The owner's money for the agreed sum was put on hold."""
 
         TOPIC = "contract.escrow_funded"
@@ -156,7 +158,7 @@ class Contract(Aggregate):
             contract.escrow_status = "locked"
             contract.funded_at = record.at
 
-    class BoundToRound(Event):
+    class BoundToRound(Event, frozen=True):
         """A training round took the contract on; no other can."""
 
         TOPIC = "contract.bound_to_round"
@@ -167,7 +169,7 @@ class Contract(Aggregate):
             contract.status = "bound"
             contract.execution_round = self.execution_round
 
-    class RoundCompleted(Event):
+    class RoundCompleted(Event, frozen=True):
         """The training round delivered."""
 
         TOPIC = "contract.round_completed"
@@ -177,7 +179,7 @@ class Contract(Aggregate):
         def apply(self, contract: Contract, record: Record) -> None:
             contract.status = "completed"
 
-    class RoundFailed(Event):
+    class RoundFailed(Event, frozen=True):
         """The training round failed; the money can go back."""
 
         TOPIC = "contract.round_failed"
@@ -188,7 +190,7 @@ class Contract(Aggregate):
         def apply(self, contract: Contract, record: Record) -> None:
             contract.status = "round_failed"
 
-    class DisputeOpened(Event):
+    class DisputeOpened(Event, frozen=True):
         """A party disputes the contract; the money stays where it is."""
 
         TOPIC = "contract.dispute_opened"
@@ -198,7 +200,7 @@ class Contract(Aggregate):
         def apply(self, contract: Contract, record: Record) -> None:
             contract.open_disputes = [*contract.open_disputes, self.dispute_id]
 
-    class DisputeResolved(Event):
+    class DisputeResolved(Event, frozen=True):
         """A dispute was decided; payable_ppm is the part of the sum the sellers may still be paid."""
 
         TOPIC = "contract.dispute_resolved"
@@ -211,7 +213,7 @@ class Contract(Aggregate):
             contract.open_disputes = [d for d in contract.open_disputes if d != self.dispute_id]
             contract.payable_ppm = self.payable_ppm
 
-    class EscrowReleased(MoneyEvent):
+    class EscrowReleased(MoneyEvent, frozen=True):
         """The hold was paid out to sellers and fee."""
 
         TOPIC = "contract.escrow_released"
@@ -224,7 +226,7 @@ class Contract(Aggregate):
             contract.payout_amount = self.payout_amount
             contract.released_at = record.at
 
-    class EscrowRefunded(MoneyEvent):
+    class EscrowRefunded(MoneyEvent, frozen=True):
         """The hold went back to the owner."""
 
         TOPIC = "contract.escrow_refunded"
@@ -277,7 +279,11 @@ def get_contract(case: Case, contract_id: str) -> Contract:
     """
     contract = case.get(Contract, contract_id, ContractNotFoundError)
     caller = case.caller
-    if caller.tenant != contract.tenant and caller.tenant not in contract.party_keys() and "operator" not in caller.roles:
+    if (
+        caller.tenant != contract.tenant
+        and caller.tenant not in contract.party_keys()
+        and "operator" not in caller.roles
+    ):
         raise ContractNotFoundError(id=contract_id)
     return contract
 
@@ -320,7 +326,7 @@ def fund_contract(case: Case, command: FundContract) -> Contract:
     total = contract.sum
     if command.amount is not None and command.amount != total:
         raise EscrowAmountError(agreed=total.amount, offered=command.amount.amount, currency=total.currency)
-    money = []
+    money: list[Entry] = []
     if total.nano:
         wallet = ensure(case, "wallet", contract.tenant, total.currency)
         money = [Hold(contract.id, wallet, total.amount, total.currency)]
@@ -328,23 +334,27 @@ def fund_contract(case: Case, command: FundContract) -> Contract:
 
 
 @allow("owner", "operator")
-def release_escrow(case: Case, command: ReleaseEscrow, *, attested: bool, scores: dict[str, ValidationScore]) -> Contract:
+def release_escrow(
+    case: Case, command: ReleaseEscrow, *, attested: bool | None, scores: dict[str, ValidationScore]
+) -> Contract:
     """Pay the sellers: the round is completed, its attestation holds, no dispute is open, and the sum is in escrow.
 
-    attested says whether the round's stored objects still lead to its recorded result; scores are what each seller's
-    update achieved on the held-out rows.
+    attested says whether the round's stored objects still lead to its recorded result, or None where nobody has
+    looked since there was no result yet; scores are what each seller's update achieved on the held-out rows.
     Errors: attestation_invalid, contract_already_refunded, contract_already_released, contract_not_found,
             contract_not_funded, dispute_open, refund_not_allowed, round_failed, round_not_completed, version_mismatch.
     """
     contract = case.get_own(Contract, command.contract_id, ContractNotFoundError)
     case.match_version(contract)
     _check_releasable(contract)
+    if attested is None:
+        raise Redo("the round was completed after its objects were to be checked")
     if not attested:
         raise AttestationInvalidError(contract_id=contract.id, execution_round=contract.execution_round)
     shares = split(contract)
     total = contract.sum
     fee = sum(s.fee.nano for s in shares)
-    money = []
+    money: list[Entry] = []
     if total.nano:
         pay = [(account_name("wallet", s.seller, total.currency), s.paid) for s in shares]
         if fee:
@@ -378,7 +388,7 @@ def refund_escrow(case: Case, command: RefundEscrow) -> Contract:
     if contract.status not in ("funded", "round_failed") and contract.payable_ppm:
         raise RefundNotAllowedError(status=contract.status)
     total = contract.sum
-    money = [Void(contract.id)] if total.nano else []
+    money: list[Entry] = [Void(contract.id)] if total.nano else []
     return case.emit(contract, Contract.EscrowRefunded(amount=total, reason=command.reason, money=money))
 
 

@@ -10,6 +10,8 @@ from domain.errors import (
     ContractNotFoundError,
     DisputeClosedError,
     DisputeNotFoundError,
+    ForbiddenError,
+    InvalidFieldError,
     StatusTransitionError,
 )
 from domain.fields import Command, JsonObject, Reason, Share, share_ppm
@@ -35,7 +37,7 @@ class Dispute(Aggregate):
     resolution: str = ""
     parties: list[str] = msgspec.field(default_factory=list)
 
-    class Opened(Event):
+    class Opened(Event, frozen=True):
         """A party opened a dispute."""
 
         TOPIC = "dispute.opened"
@@ -50,7 +52,7 @@ class Dispute(Aggregate):
             for name in self.__struct_fields__:
                 setattr(dispute, name, getattr(self, name))
 
-    class ReviewStarted(Event):
+    class ReviewStarted(Event, frozen=True):
         """Somebody took the dispute up."""
 
         TOPIC = "dispute.review_started"
@@ -58,7 +60,7 @@ class Dispute(Aggregate):
         def apply(self, dispute: Dispute, record: Record) -> None:
             dispute.status = "under_review"
 
-    class Resolved(Event):
+    class Resolved(Event, frozen=True):
         """The dispute was upheld, with an outcome for the money."""
 
         TOPIC = "dispute.resolved"
@@ -71,7 +73,7 @@ class Dispute(Aggregate):
             dispute.outcome = self.outcome
             dispute.resolution = self.resolution
 
-    class Rejected(Event):
+    class Rejected(Event, frozen=True):
         """The dispute was found groundless."""
 
         TOPIC = "dispute.rejected"
@@ -146,9 +148,9 @@ def open_dispute(case: Case, command: OpenDispute) -> Dispute:
 def review_dispute(case: Case, command: DisputeStep) -> Dispute:
     """Take a dispute up.
 
-    Errors: dispute_not_found, invalid_status_transition.
+    Errors: dispute_not_found, forbidden, invalid_status_transition, version_mismatch.
     """
-    dispute = case.get(Dispute, command.dispute_id, DisputeNotFoundError)
+    dispute = _to_judge(case, command.dispute_id)
     if dispute.status != "open":
         raise StatusTransitionError(current_status=dispute.status, next_status="under_review")
     return case.emit(dispute, Dispute.ReviewStarted())
@@ -158,15 +160,18 @@ def review_dispute(case: Case, command: DisputeStep) -> Dispute:
 def resolve_dispute(case: Case, command: ResolveDispute) -> Dispute:
     """Uphold a dispute. Sellers that lose money by it carry a failure in their history.
 
-    Errors: contract_not_found, dispute_closed, dispute_not_found.
+    Errors: contract_not_found, dispute_closed, dispute_not_found, forbidden, invalid_field, version_mismatch.
     """
     dispute, contract = _open_one(case, command.dispute_id)
+    if command.sellers_share is not None and command.outcome != "split":
+        raise InvalidFieldError("only a split has a share of the sellers", field="sellers_share")
     share = share_ppm(command.sellers_share) if command.sellers_share is not None else PPM // 2
-    payable = {"release": contract.payable_ppm, "refund": 0, "split": share}[command.outcome]
+    before = contract.payable_ppm
+    payable = {"release": before, "refund": 0, "split": share}[command.outcome]
     case.emit(dispute, Dispute.Resolved(outcome=command.outcome, resolution=command.resolution))
     decided = Contract.DisputeResolved(dispute_id=dispute.id, outcome=command.outcome, payable_ppm=payable)
     case.emit(contract, decided)
-    if payable < PPM:
+    if payable < before:
         for seller in contract.party_keys():
             note_outcome(case, seller, Seller.Failed(contract_id=contract.id, reason="dispute_upheld"))
     return dispute
@@ -176,7 +181,7 @@ def resolve_dispute(case: Case, command: ResolveDispute) -> Dispute:
 def reject_dispute(case: Case, command: RejectDispute) -> Dispute:
     """Find a dispute groundless; the contract goes on as before.
 
-    Errors: contract_not_found, dispute_closed, dispute_not_found.
+    Errors: contract_not_found, dispute_closed, dispute_not_found, forbidden, version_mismatch.
     """
     dispute, contract = _open_one(case, command.dispute_id)
     case.emit(dispute, Dispute.Rejected(resolution=command.resolution))
@@ -187,8 +192,17 @@ def reject_dispute(case: Case, command: RejectDispute) -> Dispute:
     return dispute
 
 
-def _open_one(case: Case, dispute_id: str) -> tuple[Dispute, Contract]:
+def _to_judge(case: Case, dispute_id: str) -> Dispute:
+    """Read a dispute for somebody who is to decide it, and so must not be one of its parties."""
     dispute = case.get(Dispute, dispute_id, DisputeNotFoundError)
+    case.match_version(dispute)
+    if case.caller.tenant in dispute.parties:
+        raise ForbiddenError("a party of the contract does not decide over it", parties=dispute.parties)
+    return dispute
+
+
+def _open_one(case: Case, dispute_id: str) -> tuple[Dispute, Contract]:
+    dispute = _to_judge(case, dispute_id)
     if dispute.status not in ("open", "under_review"):
         raise DisputeClosedError(status=dispute.status)
     return dispute, case.get(Contract, dispute.contract_id, ContractNotFoundError)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal
 
 import msgspec
 from pydantic import Field
 
 from domain.errors import (
-
+    CurrencyMismatchError,
+    CurrencyUnknownError,
     DeadlineInvalidError,
     IntentExpiredError,
     IntentNotFoundError,
     IntentNotOpenError,
-    InvalidFieldError,
     StatusTransitionError,
 )
-from domain.fields import Command, Label, Labels, Moment, Share, share_ppm
+from domain.fields import Command, Kept, Label, Labels, Moment, Share, share_ppm
 from domain.ledger import Case, Redo, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.market.contracts import Contract, Terms, open_contract
@@ -47,7 +48,7 @@ class Intent(Aggregate):
     contract_id: str | None = None
     match_failures: int = 0
 
-    class Opened(Event):
+    class Opened(Event, frozen=True):
         """A model owner opened an intent."""
 
         TOPIC = "intent.opened"
@@ -66,7 +67,7 @@ class Intent(Aggregate):
             for name in self.__struct_fields__:
                 setattr(intent, name, getattr(self, name))
 
-    class Amended(Event):
+    class Amended(Event, frozen=True):
         """A model owner changed an open intent."""
 
         TOPIC = "intent.amended"
@@ -77,7 +78,7 @@ class Intent(Aggregate):
             for name, value in self.changes.items():
                 setattr(intent, name, msgspec.convert(value, _TYPES[name]))
 
-    class MatchFailed(Event):
+    class MatchFailed(Event, frozen=True):
         """No set of offers satisfied the intent; the diagnosis says why, and what would."""
 
         TOPIC = "intent.match_failed"
@@ -87,7 +88,7 @@ class Intent(Aggregate):
         def apply(self, intent: Intent, record: Record) -> None:
             intent.match_failures += 1
 
-    class Matched(Event):
+    class Matched(Event, frozen=True):
         """A match became a contract."""
 
         TOPIC = "intent.matched"
@@ -98,7 +99,7 @@ class Intent(Aggregate):
             intent.status = "matched"
             intent.contract_id = self.contract_id
 
-    class Cancelled(Event):
+    class Cancelled(Event, frozen=True):
         """A model owner gave an intent up."""
 
         TOPIC = "intent.cancelled"
@@ -106,7 +107,7 @@ class Intent(Aggregate):
         def apply(self, intent: Intent, record: Record) -> None:
             intent.status = "cancelled"
 
-    class Closed(Event):
+    class Closed(Event, frozen=True):
         """A model owner closed an intent."""
 
         TOPIC = "intent.closed"
@@ -114,7 +115,7 @@ class Intent(Aggregate):
         def apply(self, intent: Intent, record: Record) -> None:
             intent.status = "closed"
 
-    class Expired(Event):
+    class Expired(Event, frozen=True):
         """The deadline of an intent passed."""
 
         TOPIC = "intent.expired"
@@ -156,13 +157,13 @@ class AmendIntent(Command):
     """Change fields of an open intent; fields left out stay as they are."""
 
     intent_id: str
-    task_type: Label | None = None
-    required_modalities: Labels | None = None
-    min_quality_score: Share | None = None
+    task_type: Kept[Label] = None
+    required_modalities: Kept[Labels] = None
+    min_quality_score: Kept[Share] = None
     budget_total: Money | None = None
-    deadline_ts: Moment | None = None
+    deadline_ts: Kept[Moment] = None
     max_per_seller: int | None = Field(None, ge=1, le=25)
-    status: str | None = None
+    status: Kept[Literal["open", "matched", "cancelled", "closed", "expired"]] = None
 
 
 class IntentStep(Command):
@@ -182,13 +183,23 @@ class MatchIntent(Command):
 def open_intent(case: Case, command: OpenIntent) -> Intent:
     """Open an intent.
 
-    Errors: invalid_deadline_ts, invalid_field.
+    Errors: currency_mismatch, invalid_currency, invalid_deadline_ts.
+    """
+    return case.create(Intent, case.new_id("intent"), opening(command, case.now))
+
+
+def opening(command: OpenIntent, now: str) -> Intent.Opened:
+    """Give the event that opening an intent leads to.
+
+    Errors: currency_mismatch, invalid_currency, invalid_deadline_ts.
     """
     budget = command.budget_total
     currency = command.currency or (budget.currency if budget else "USD")
-    if currency not in CURRENCY_DIGITS or (budget is not None and budget.currency != currency):
-        raise InvalidFieldError("the currency is a known code, and the budget's where there is one", field="currency")
-    opened = Intent.Opened(
+    if currency not in CURRENCY_DIGITS:
+        raise CurrencyUnknownError(field="currency")
+    if budget is not None and budget.currency != currency:
+        raise CurrencyMismatchError("the currency of an intent is its budget's", budget=budget.currency, intent=currency)
+    return Intent.Opened(
         round_id=command.round_id,
         model_owner_id=command.model_owner_id,
         task_type=command.task_type,
@@ -196,17 +207,16 @@ def open_intent(case: Case, command: OpenIntent) -> Intent:
         min_quality_score=command.min_quality_score,
         budget_total=budget,
         currency=currency,
-        deadline_ts=_deadline(case, command.deadline_ts),
+        deadline_ts=_deadline(now, command.deadline_ts),
         max_per_seller=command.max_per_seller,
     )
-    return case.create(Intent, case.new_id("intent"), opened)
 
 
 @allow("owner", "operator")
 def amend_intent(case: Case, command: AmendIntent) -> Intent:
     """Change an open intent, or its status; everything is checked before anything is changed.
 
-    Errors: invalid_deadline_ts, invalid_field, invalid_status_transition, round_intent_not_found,
+    Errors: currency_mismatch, invalid_deadline_ts, invalid_status_transition, round_intent_not_found,
             round_intent_not_open, version_mismatch.
     """
     intent = case.get_own(Intent, command.intent_id, IntentNotFoundError)
@@ -218,11 +228,14 @@ def amend_intent(case: Case, command: AmendIntent) -> Intent:
         if intent.status != "open":
             raise IntentNotOpenError(status=intent.status)
         if command.deadline_ts is not None:
-            _deadline(case, command.deadline_ts)
+            _deadline(case.now, command.deadline_ts)
         if command.budget_total is not None and command.budget_total.currency != intent.currency:
-            raise InvalidFieldError("the budget is in the currency of the intent", field="budget_total")
+            raise CurrencyMismatchError(
+                "the budget is in the currency of the intent",
+                budget=command.budget_total.currency,
+                intent=intent.currency,
+            )
         changes = {name: msgspec.to_builtins(getattr(command, name)) for name in sorted(named)}
-        changes = {k: v for k, v in changes.items() if v is not None or k in ("budget_total", "max_per_seller")}
         case.emit(intent, Intent.Amended(changes=changes))
     if command.status is not None:
         case.emit(intent, _STEPS[command.status]())
@@ -273,18 +286,17 @@ def _step(case: Case, command: IntentStep, status: str) -> Intent:
 def _check_step(intent: Intent, status: str) -> None:
     if status not in _ALLOWED.get(intent.status, set()):
         raise StatusTransitionError(
-            f"an intent that is {intent.status} cannot become {status[:32]}",
+            f"an intent that is {intent.status} cannot become {status}",
             current_status=intent.status,
-            next_status=status[:32],
+            next_status=status,
         )
 
 
-def _deadline(case: Case, deadline: str | None) -> str:
+def _deadline(now: str, deadline: str | None) -> str:
     if deadline is None:
-        start = moment_of(case.now)
-        return moment_text(start.fromtimestamp(start.timestamp() + DEADLINE_S, start.tzinfo))
-    if deadline <= case.now:
-        raise DeadlineInvalidError("the deadline must lie in the future", now=case.now)
+        return moment_text(moment_of(now) + timedelta(seconds=DEADLINE_S))
+    if deadline <= now:
+        raise DeadlineInvalidError("the deadline must lie in the future", now=now)
     return deadline
 
 
@@ -361,7 +373,9 @@ def propose(
 
 
 @allow("owner", "operator")
-def match_intent(case: Case, command: MatchIntent, *, proposed: Proposed | None, fee_ppm: int) -> Contract | MatchFailure:
+def match_intent(
+    case: Case, command: MatchIntent, *, proposed: Proposed | None, fee_ppm: int
+) -> Contract | MatchFailure:
     """Match an open intent: a contract, or a failure that is written down with its diagnosis.
 
     proposed is None where there was no intent to compute it for.

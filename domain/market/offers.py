@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from domain.billing.accounts import ensure
 from domain.errors import (
@@ -14,7 +14,7 @@ from domain.errors import (
     OfferNotFoundError,
     StatusTransitionError,
 )
-from domain.fields import Command, JsonObject, Label, Labels, Moment, Share, Text, share_ppm
+from domain.fields import Command, JsonObject, Kept, Label, Labels, Moment, Share, Text, share_ppm
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.market.standing import SCORE_WINDOW, ValidationScore
@@ -47,7 +47,7 @@ class Offer(Aggregate):
     expires_at: str | None = None
     status: str = "active"
 
-    class Listed(Event):
+    class Listed(Event, frozen=True):
         """A seller listed an offer."""
 
         TOPIC = "offer.listed"
@@ -70,7 +70,7 @@ class Offer(Aggregate):
             for name in self.__struct_fields__:
                 setattr(offer, name, getattr(self, name))
 
-    class Revised(Event):
+    class Revised(Event, frozen=True):
         """A seller changed fields of an offer."""
 
         TOPIC = "offer.revised"
@@ -81,7 +81,7 @@ class Offer(Aggregate):
             for name, value in self.changes.items():
                 setattr(offer, name, msgspec.convert(value, _TYPES[name]))
 
-    class Paused(Event):
+    class Paused(Event, frozen=True):
         """A seller took an offer off the market for a while."""
 
         TOPIC = "offer.paused"
@@ -89,7 +89,7 @@ class Offer(Aggregate):
         def apply(self, offer: Offer, record: Record) -> None:
             offer.status = "paused"
 
-    class Resumed(Event):
+    class Resumed(Event, frozen=True):
         """A seller put a paused offer back on the market."""
 
         TOPIC = "offer.resumed"
@@ -97,7 +97,7 @@ class Offer(Aggregate):
         def apply(self, offer: Offer, record: Record) -> None:
             offer.status = "active"
 
-    class Retired(Event):
+    class Retired(Event, frozen=True):
         """A seller took an offer off the market for good."""
 
         TOPIC = "offer.retired"
@@ -105,7 +105,7 @@ class Offer(Aggregate):
         def apply(self, offer: Offer, record: Record) -> None:
             offer.status = "retired"
 
-    class Expired(Event):
+    class Expired(Event, frozen=True):
         """The time of an offer ran out."""
 
         TOPIC = "offer.expired"
@@ -123,7 +123,9 @@ class Offer(Aggregate):
         return self.expires_at if self.status in ("active", "paused") else None
 
     def search_text(self) -> str:
-        return " ".join([self.title, self.description, self.modality, *self.allowed_tasks, self.seller_node_id])
+        return " ".join(
+            [self.title, self.description, self.modality, *self.allowed_tasks, self.seller_node_id]
+        )
 
 
 _TYPES: dict[str, Any] = {f.name: f.type for f in msgspec.structs.fields(Offer)}
@@ -138,7 +140,7 @@ class Seller(Aggregate):
     failures: int = 0
     scores: list[ValidationScore] = msgspec.field(default_factory=list)
 
-    class Succeeded(Event):
+    class Succeeded(Event, frozen=True):
         """A contract of this seller ended well."""
 
         TOPIC = "seller.succeeded"
@@ -150,7 +152,7 @@ class Seller(Aggregate):
             seller.successes += 1
             seller.scores = [*seller.scores, *self.scores][-SCORE_WINDOW:]
 
-    class Failed(Event):
+    class Failed(Event, frozen=True):
         """A contract of this seller ended badly, and by its fault."""
 
         TOPIC = "seller.failed"
@@ -173,6 +175,10 @@ def note_outcome(case: Case, tenant: str, event: Seller.Succeeded | Seller.Faile
 
 # --------------------------------------------------------------------------- commands
 
+Title = Annotated[str, StringConstraints(max_length=200)]
+SampleCount = Annotated[int, Field(ge=0, le=10**12)]
+MinRounds = Annotated[int, Field(ge=1, le=10_000)]
+
 
 class ListOffer(Command):
     """List an offer.
@@ -182,16 +188,16 @@ class ListOffer(Command):
 
     seller_node_id: Label
     dataset_fingerprint: str = Field(min_length=1, max_length=256)
-    title: str = Field("", max_length=200)
+    title: Title = ""
     description: Text = ""
     modality: Label = "tabular"
     label_schema: JsonObject = {}
-    sample_count: int = Field(0, ge=0, le=10**12)
+    sample_count: SampleCount = 0
     quality_score: Share = "0.5"
     privacy_profile: Label = "dp-ready"
     allowed_tasks: Labels = []
     price_per_round: Money
-    min_rounds: int = Field(1, ge=1, le=10_000)
+    min_rounds: MinRounds = 1
     expires_at: Moment | None = None
 
 
@@ -199,17 +205,17 @@ class ReviseOffer(Command):
     """Change fields of an offer; fields left out stay as they are."""
 
     offer_id: str
-    title: str | None = Field(None, max_length=200)
-    description: Text | None = None
-    label_schema: JsonObject | None = None
-    sample_count: int | None = Field(None, ge=0, le=10**12)
-    quality_score: Share | None = None
-    privacy_profile: Label | None = None
-    allowed_tasks: Labels | None = None
-    price_per_round: Money | None = None
-    min_rounds: int | None = Field(None, ge=1, le=10_000)
+    title: Kept[Title] = None
+    description: Kept[Text] = None
+    label_schema: Kept[JsonObject] = None
+    sample_count: Kept[SampleCount] = None
+    quality_score: Kept[Share] = None
+    privacy_profile: Kept[Label] = None
+    allowed_tasks: Kept[Labels] = None
+    price_per_round: Kept[Money] = None
+    min_rounds: Kept[MinRounds] = None
     expires_at: Moment | None = None
-    status: Literal["active", "paused", "retired"] | None = None
+    status: Kept[Literal["active", "paused", "retired", "expired"]] = None
 
 
 class OfferStep(Command):
@@ -245,7 +251,6 @@ def revise_offer(case: Case, command: ReviseOffer) -> Offer:
         _check_alive(offer, "revised")
         _check_expiry(case, command.expires_at)
         changes = {name: msgspec.to_builtins(getattr(command, name)) for name in sorted(named)}
-        changes = {name: v for name, v in changes.items() if v is not None or name == "expires_at"}
         if command.price_per_round is not None:
             ensure(case, "wallet", offer.tenant, command.price_per_round.currency)
         case.emit(offer, Offer.Revised(changes=changes))
@@ -338,7 +343,7 @@ class DataSet(Aggregate):
     columns: list[str] = msgspec.field(default_factory=list)
     size_bytes: int = 0
 
-    class Uploaded(Event):
+    class Uploaded(Event, frozen=True):
         """A tenant uploaded a dataset; its bytes are in the object store, not in the log."""
 
         TOPIC = "dataset.uploaded"

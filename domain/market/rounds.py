@@ -83,7 +83,7 @@ class Round(Aggregate):
     started_at: str | None = None
     finished_at: str | None = None
 
-    class Created(Event):
+    class Created(Event, frozen=True):
         """A round was set up for a contract."""
 
         TOPIC = "round.created"
@@ -92,34 +92,34 @@ class Round(Aggregate):
         tasks: list[Task]
         options: RoundOptions
 
-        def apply(self, round: Round, record: Record) -> None:
-            round.contract_id = self.contract_id
-            round.tasks = self.tasks
-            round.options = self.options
+        def apply(self, training: Round, record: Record) -> None:
+            training.contract_id = self.contract_id
+            training.tasks = self.tasks
+            training.options = self.options
 
-    class Started(Event):
+    class Started(Event, frozen=True):
         """Training began, or was taken up again."""
 
         TOPIC = "round.started"
 
         fence: int
 
-        def apply(self, round: Round, record: Record) -> None:
-            round.status = "started"
-            round.fence = self.fence
-            round.started_at = round.started_at or record.at
+        def apply(self, training: Round, record: Record) -> None:
+            training.status = "started"
+            training.fence = self.fence
+            training.started_at = training.started_at or record.at
 
-    class UpdateAccepted(Event):
+    class UpdateAccepted(Event, frozen=True):
         """A seller's update passed all checks."""
 
         TOPIC = "round.update_accepted"
 
         update: AcceptedUpdate
 
-        def apply(self, round: Round, record: Record) -> None:
-            round.updates = [*round.updates, self.update]
+        def apply(self, training: Round, record: Record) -> None:
+            training.updates = [*training.updates, self.update]
 
-    class Completed(Event):
+    class Completed(Event, frozen=True):
         """The updates were averaged; the result is the object at model_address."""
 
         TOPIC = "round.completed"
@@ -130,13 +130,13 @@ class Round(Aggregate):
         after: Measures
         history: list[Measures]
 
-        def apply(self, round: Round, record: Record) -> None:
-            round.status = "completed"
+        def apply(self, training: Round, record: Record) -> None:
+            training.status = "completed"
             for name in self.__struct_fields__:
-                setattr(round, name, getattr(self, name))
-            round.finished_at = record.at
+                setattr(training, name, getattr(self, name))
+            training.finished_at = record.at
 
-    class Failed(Event):
+    class Failed(Event, frozen=True):
         """The round ended without a result."""
 
         TOPIC = "round.failed"
@@ -145,10 +145,10 @@ class Round(Aggregate):
         detail: str
         offer_id: str | None
 
-        def apply(self, round: Round, record: Record) -> None:
-            round.status = "failed"
-            round.failure = self.reason
-            round.finished_at = record.at
+        def apply(self, training: Round, record: Record) -> None:
+            training.status = "failed"
+            training.failure = self.reason
+            training.finished_at = record.at
 
     def status_key(self) -> str:
         return self.status
@@ -238,7 +238,9 @@ def start_round(case: Case, command: StartRound) -> Round:
         raise DisputeOpenError(disputes=contract.open_disputes)
     least = max(chosen.min_rounds for chosen in contract.selected_offers)
     if command.communication_rounds < least:
-        raise MinRoundsInvalidError(f"the offers ask for at least {least} communication rounds", min_rounds=least)
+        raise MinRoundsInvalidError(
+            f"the offers ask for at least {least} communication rounds", min_rounds=least
+        )
     check_fence(case, contract.tenant, command.fence)
     options = RoundOptions(
         communication_rounds=command.communication_rounds,
@@ -256,7 +258,12 @@ def start_round(case: Case, command: StartRound) -> Round:
 
 def _tasks(case: Case, contract: Contract) -> list[Task]:
     return [
-        Task(chosen.offer_id, chosen.version, chosen.seller, case.get(Offer, chosen.offer_id).dataset_fingerprint)
+        Task(
+            chosen.offer_id,
+            chosen.version,
+            chosen.seller,
+            case.get(Offer, chosen.offer_id).dataset_fingerprint,
+        )
         for chosen in contract.selected_offers
     ]
 

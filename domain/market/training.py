@@ -27,7 +27,7 @@ class TrainingMode(Aggregate):
     reason: str = ""
     fence: int = 0
 
-    class Enabled(Event):
+    class Enabled(Event, frozen=True):
         """Training mode was switched on."""
 
         TOPIC = "training.enabled"
@@ -44,7 +44,7 @@ class TrainingMode(Aggregate):
             mode.reason = self.reason
             mode.fence = record.version
 
-    class Disabled(Event):
+    class Disabled(Event, frozen=True):
         """Training mode was switched off."""
 
         TOPIC = "training.disabled"

@@ -72,7 +72,8 @@ def template_database(server_url: str) -> Iterator[str]:
         command(server_url, "DROP DATABASE {} WITH (FORCE)", name)
 
 
-def _lent(server_url: str, template: str) -> Iterator[str]:
+def lend(server_url: str, template: str) -> Iterator[str]:
+    """Lend a clone of a database, and see that nothing keeps hold of it."""
     name = f"soma_test_{uuid4().hex[:12]}"
     command(server_url, "CREATE DATABASE {} TEMPLATE {}", name, template)
     try:
@@ -86,13 +87,13 @@ def _lent(server_url: str, template: str) -> Iterator[str]:
 @pytest.fixture
 def database_url(server_url: str, template_database: str) -> Iterator[str]:
     """Lend a migrated database of its own to one test."""
-    yield from _lent(server_url, template_database)
+    yield from lend(server_url, template_database)
 
 
 @pytest.fixture
 def empty_database_url(server_url: str) -> Iterator[str]:
     """Lend a database without any table to one test."""
-    yield from _lent(server_url, "template0")
+    yield from lend(server_url, "template0")
 
 
 @pytest.fixture

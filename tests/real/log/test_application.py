@@ -18,7 +18,18 @@ from ops.application import LedgerApplication
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
 from ops.verify import verify_database
-from tests.real.log.world import Add, OpenTally, Tally, add, body, check_database, give, member, open_tally, usd
+from tests.real.log.world import (
+    Add,
+    OpenTally,
+    Tally,
+    add,
+    body,
+    check_database,
+    give,
+    member,
+    open_tally,
+    usd,
+)
 
 AT = "2030-01-01T00:00:00.000000Z"
 MIA = member("acme")
@@ -131,7 +142,10 @@ def test_snapshots_are_taken_and_the_repository_starts_from_them(settings: Setti
         plain = LedgerApplication(rt.recorder)
         plain.repository.snapshot_store = None
         for version in (1, 4, 5, 6, 10, 11, 12):
-            fast, slow = app.repository.get("tally/one", version=version), plain.repository.get("tally/one", version=version)
+            fast, slow = (
+                app.repository.get("tally/one", version=version),
+                plain.repository.get("tally/one", version=version),
+            )
             assert encode_state(fast) == encode_state(slow)
         app.take_snapshot("tally/one")
         assert next(iter(app.snapshots.get("tally/one", desc=True, limit=1))).originator_version == 12
@@ -201,7 +215,9 @@ def test_money_saved_through_the_library_passes_the_same_book(settings: Settings
     run(settings, story)
 
 
-def test_the_environment_of_the_process_is_not_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_of_the_process_is_not_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PERSISTENCE_MODULE", "eventsourcing.popo")
     monkeypatch.setenv("AGGREGATE_CACHE_MAXSIZE", "10")
 

@@ -149,7 +149,9 @@ def test_every_command_of_a_batch_has_its_own_outcome(settings: Settings) -> Non
     run(settings, story)
 
 
-def test_of_two_commits_that_claim_one_version_the_first_wins_and_neighbours_are_untouched(settings: Settings) -> None:
+def test_of_two_commits_that_claim_one_version_the_first_wins_and_neighbours_are_untouched(
+    settings: Settings,
+) -> None:
     async def story(rt: Runtime, states: States) -> None:
         row = None
 
@@ -171,7 +173,9 @@ def test_of_two_commits_that_claim_one_version_the_first_wins_and_neighbours_are
             await commit.future
             return type(commit.error) if commit.error else commit.position
 
-        outcomes = await in_one_batch(rt, states, *map(sent, rivals), rt.ledger.act(open_tally, OpenTally(), MIA))
+        outcomes = await in_one_batch(
+            rt, states, *map(sent, rivals), rt.ledger.act(open_tally, OpenTally(), MIA)
+        )
         assert outcomes[0] == 2 and outcomes[1:4] == [Redo] * 3
         assert isinstance(outcomes[4], Answer)
 
@@ -274,7 +278,9 @@ def test_keys_of_different_callers_never_meet(settings: Settings) -> None:
     assert run(settings, story).size == len(callers)
 
 
-def test_a_key_is_1_to_255_visible_characters_and_a_forbidden_command_is_not_remembered(settings: Settings) -> None:
+def test_a_key_is_1_to_255_visible_characters_and_a_forbidden_command_is_not_remembered(
+    settings: Settings,
+) -> None:
     async def story(rt: Runtime, states: States) -> None:
         for key in ("", "x" * 256, "é", "a\nb"):
             with pytest.raises(InvalidIdempotencyKeyError):
@@ -385,7 +391,8 @@ def end_backend(url: str, pid: int) -> None:
 
 # A small batch is one statement: it has no state between execution and commit.
 @pytest.mark.parametrize(
-    ("mode", "state"), [(m, s) for m in ("small", "bulk", "locked") for s in (1, 2, 3, 4) if (m, s) != ("small", 3)]
+    ("mode", "state"),
+    [(m, s) for m in ("small", "bulk", "locked") for s in (1, 2, 3, 4) if (m, s) != ("small", 3)],
 )
 def test_a_backend_that_dies_at_any_state_costs_nothing_and_doubles_nothing(
     settings: Settings, mode: str, state: int
@@ -406,7 +413,9 @@ def test_a_backend_that_dies_at_any_state_costs_nothing_and_doubles_nothing(
         assert (await rt.reader.balance("wallet.acme.USD")).balance_nano == 3_000_000_000
 
     checked = run(settings, story)
-    assert [r["data"]["seen"] for r in checked.records if r["type"] == "tally.added"] == list(range(3 * times))
+    assert [r["data"]["seen"] for r in checked.records if r["type"] == "tally.added"] == list(
+        range(3 * times)
+    )
 
 
 @pytest.mark.parametrize("lost", ["request", "reply"])

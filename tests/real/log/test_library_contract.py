@@ -41,7 +41,8 @@ class FromZero(LedgerRecorder):
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **more: Any) -> Sequence[int] | None:
         return super().insert_events(
-            [StoredEvent(e.originator_id, e.originator_version + 1, e.topic, e.state) for e in stored_events], **more
+            [StoredEvent(e.originator_id, e.originator_version + 1, e.topic, e.state) for e in stored_events],
+            **more,
         )
 
 

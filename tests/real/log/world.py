@@ -140,7 +140,9 @@ async def give(ledger: Ledger, tenant: str, amount: str, key: str | None = None)
 
 async def pay(ledger: Ledger, payer: str, payee: str, amount: str, key: str | None = None) -> Answer:
     """Pay from one tenant's wallet to another's."""
-    return await ledger.act(transfer, TransferMoney(to_tenant=payee, amount=usd(amount)), member(payer), key=key)
+    return await ledger.act(
+        transfer, TransferMoney(to_tenant=payee, amount=usd(amount)), member(payer), key=key
+    )
 
 
 # --------------------------------------------------------------------------- the whole database, checked
@@ -195,7 +197,9 @@ def _folded(peaks: list[tuple[int, bytes]]) -> bytes:
     return root
 
 
-def _check_streams(conn: psycopg.Connection[Any], records: list[dict[str, Any]], addresses: list[bytes]) -> None:
+def _check_streams(
+    conn: psycopg.Connection[Any], records: list[dict[str, Any]], addresses: list[bytes]
+) -> None:
     last: dict[str, tuple[int, bytes]] = {}
     for record, address in zip(records, addresses, strict=True):
         version, before = last.get(record["stream"], (0, None))
@@ -207,7 +211,9 @@ def _check_streams(conn: psycopg.Connection[Any], records: list[dict[str, Any]],
 
 
 def _check_money(conn: psycopg.Connection[Any], records: list[dict[str, Any]]) -> dict[str, int]:
-    accounts = conn.execute("SELECT account, currency, side, overdraft, balance_nano, held_nano FROM accounts").fetchall()
+    accounts = conn.execute(
+        "SELECT account, currency, side, overdraft, balance_nano, held_nano FROM accounts"
+    ).fetchall()
     summed = dict(conn.execute("SELECT account, sum(amount_nano) FROM postings GROUP BY account").fetchall())
     last = {
         a: (b, h)
@@ -217,7 +223,9 @@ def _check_money(conn: psycopg.Connection[Any], records: list[dict[str, Any]]) -
         ).fetchall()
     }
     pending = dict(
-        conn.execute("SELECT account, sum(amount_nano) FROM holds WHERE status = 'pending' GROUP BY account").fetchall()
+        conn.execute(
+            "SELECT account, sum(amount_nano) FROM holds WHERE status = 'pending' GROUP BY account"
+        ).fetchall()
     )
     zero: dict[str, int] = defaultdict(int)
     for account, currency, side, overdraft, balance, held in accounts:
@@ -233,7 +241,9 @@ def _check_money(conn: psycopg.Connection[Any], records: list[dict[str, Any]]) -
 
 
 def _check_keys(conn: psycopg.Connection[Any], size: int) -> None:
-    rows = conn.execute("SELECT position, event_count FROM keys WHERE position IS NOT NULL ORDER BY position").fetchall()
+    rows = conn.execute(
+        "SELECT position, event_count FROM keys WHERE position IS NOT NULL ORDER BY position"
+    ).fetchall()
     end = 0
     for position, event_count in rows:
         assert position >= end
@@ -292,7 +302,9 @@ class Wire:
         with psycopg.connect(url) as conn:
             self._server = (conn.info.host, conn.info.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = urlsplit(url)._replace(query=urlencode({"host": "127.0.0.1", "port": self._listener.getsockname()[1]}))
+        self.url = urlsplit(url)._replace(
+            query=urlencode({"host": "127.0.0.1", "port": self._listener.getsockname()[1]})
+        )
         self.url = self.url._replace(netloc=self.url.netloc.rpartition("@")[0] + "@").geturl()
         self._lose: str | None = None
         self.cut_count = 0

@@ -1,0 +1,38 @@
+"""A running service with people at it: one for a whole file, or one for a test that needs a market to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.real.api.world import World
+from tests.real.conftest import lend
+from tests.real.service import serving, settings_on
+
+lending = contextmanager(lend)
+
+
+@contextmanager
+def _world(database_url: str, data_dir: Path) -> Iterator[World]:
+    with serving(settings_on(database_url, data_dir)) as service, service.client() as client:
+        yield World(service, client)
+
+
+@pytest.fixture(scope="module")
+def world(server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Run one service for all tests of a file."""
+    with (
+        lending(server_url, template_database) as url,
+        _world(url, tmp_path_factory.mktemp("service")) as opened,
+    ):
+        yield opened
+
+
+@pytest.fixture
+def fresh(database_url: str, tmp_path: Path) -> Iterator[World]:
+    """Run a service for one test, so that nobody else is on its market."""
+    with _world(database_url, tmp_path) as opened:
+        yield opened
