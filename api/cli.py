@@ -63,8 +63,6 @@ def main() -> None:
     except LedgerError as error:
         complain(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def complain(error: LedgerError) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -476,8 +476,7 @@ def _short(address: str) -> str:
 def _stay(stage: Stage, child: subprocess.Popen[str]) -> None:
     """Keep the service up until somebody stops it."""
     words = f"soma token --data-dir {stage.settings.data_dir} --tenant lab --role owner"
-    stage.say(f"\nThe service stays up at [bold]{stage.url}[/bold]; a token: [bold]{words}[/bold]")
-    stage.say("Ctrl-C ends it.")
-    wait: Callable[[], int] = child.wait
     with suppress(KeyboardInterrupt):
-        expect(wait() == 0, "the service ended by itself")
+        stage.say(f"\nThe service stays up at [bold]{stage.url}[/bold]; a token: [bold]{words}[/bold]")
+        stage.say("Ctrl-C ends it.")
+        expect(child.wait() == 0, "the service ended by itself")

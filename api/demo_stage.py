@@ -168,8 +168,14 @@ def service(
     log_path = settings.data_dir / "service.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w") as log:
+        # In a group of its own, so that Ctrl-C reaches us alone and the service is stopped once, by us.
         child = subprocess.Popen(
-            _words(settings), stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True
+            _words(settings),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            process_group=0,
         )
         try:
             assert child.stdout is not None

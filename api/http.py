@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -33,6 +34,7 @@ C = TypeVar("C", bound=Command)
 
 PAGE_MAX = 500
 PAGE = 100
+_VERSION = re.compile(r'(?:W/)?"([0-9]{1,15})"|([0-9]{1,15})', re.ASCII)
 READERS_OF_ALL = frozenset({"operator", "auditor"})
 
 
@@ -84,10 +86,10 @@ class Envelope:
 def _version(if_match: str | None) -> int | None:
     if if_match is None or if_match == "*":
         return None
-    text = if_match.removeprefix("W/").strip('"')
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
+    found = _VERSION.fullmatch(if_match)
+    if found is None:
         raise VersionMismatchError('If-Match names a version, such as "3"', if_match=if_match[:64])
-    return int(text)
+    return int(found[1] or found[2])
 
 
 Sent = Annotated[Envelope, Depends(Envelope)]
@@ -214,8 +216,9 @@ def parse_json(data: bytes) -> Any:
     Source: RFC 8259, sections 4 and 6; RFC 7493, sections 2.1 and 2.3.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_members, parse_constant=_no_number)
-        if b"\\u" in data:
+        text = data.decode()
+        value = json.loads(text, object_pairs_hook=_members, parse_constant=_no_number)
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidError(f"the body is not JSON: {_why(error)}") from error

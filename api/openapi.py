@@ -53,9 +53,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    _, components = msgspec.json.schema_components(
-        [cls for cls in AGGREGATES.values() if cls.__module__.startswith("domain.")], ref_template="#/components/schemas/{name}"
-    )
+    # Of all that were ever defined in this process, those of the house.
+    ours = [cls for cls in AGGREGATES.values() if cls.__module__.startswith("domain.")]
+    _, components = msgspec.json.schema_components(ours, ref_template="#/components/schemas/{name}")
     for name, schema in components.items():
         # Forward compatible: an answer may carry a receipt, and later versions more members.
         schemas[name] = {k: v for k, v in schema.items() if k != "additionalProperties"}

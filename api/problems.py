@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from domain import errors
 from domain.errors import LedgerError
@@ -134,7 +135,19 @@ async def _http(request: Request, error: Exception) -> Response:
     response = respond(known.get(error.status_code, errors.InvalidError)())
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
+    if error.status_code == 405:
+        response.headers["Allow"] = ", ".join(_methods(request))
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """List the methods a path answers, over all of its routes; the router knows of the first only."""
+    scope = dict(request.scope)
+    methods = []
+    for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"):
+        if any(route.matches(scope | {"method": method})[0] is Match.FULL for route in request.app.routes):
+            methods.append(method)
+    return methods
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -52,6 +52,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise ListenError(
             f"cannot listen on {host} port {port}: {error.strerror}", host=host, port=port
         ) from error
+    # Inherited by every connection: without it an answer waits 40 ms for the client's acknowledgement of its headers.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     bound.setblocking(False)
     return bound
 

@@ -14,8 +14,9 @@ from domain.errors import AmountInvalidError, CurrencyMismatchError, CurrencyUnk
 
 NANO = 1_000_000_000
 
-# One unit of money below this bound; sums are unbounded Python integers and numeric(38) in the database.
+# The largest amount a caller may name, and the largest that may come of adding amounts up.
 AMOUNT_NANO_MAX = 10**12 * NANO
+SUM_NANO_MAX = 10**15 * NANO
 
 # ISO 4217 codes and their minor-unit digits (ISO 4217:2015, list one; the currencies this market serves).
 CURRENCY_DIGITS: dict[str, int] = {
@@ -27,7 +28,7 @@ CURRENCY_DIGITS: dict[str, int] = {
     "TRY": 2, "TWD": 2, "UAH": 2, "USD": 2, "UYU": 2, "VND": 0, "ZAR": 2,
 }  # fmt: skip
 
-_AMOUNT = re.compile(r"-?(?:0|[1-9][0-9]{0,12})(?:\.[0-9]{1,9})?\Z", re.ASCII)
+_AMOUNT = re.compile(r"-?(?:0|[1-9][0-9]{0,15})(?:\.[0-9]{1,9})?\Z", re.ASCII)
 
 
 def parse_nano(text: str) -> int:
@@ -43,8 +44,8 @@ def parse_nano(text: str) -> int:
         )
     whole, _, part = text.partition(".")
     nano = int(whole.lstrip("-")) * NANO + (int(part.ljust(9, "0")) if part else 0)
-    if nano > AMOUNT_NANO_MAX:
-        raise AmountInvalidError("an amount is at most 10^12 units", got=text)
+    if nano > SUM_NANO_MAX:
+        raise AmountInvalidError("an amount is too large to be kept", got=text)
     return -nano if text[0] == "-" else nano
 
 
@@ -130,6 +131,8 @@ def _money_from_wire(value: Any) -> Money:
         raise PydanticCustomError("money", "{why}", {"why": str(error)}) from error
     if value["amount"].startswith("-"):
         raise PydanticCustomError("money", "an amount must not be negative")
+    if money.nano > AMOUNT_NANO_MAX:
+        raise PydanticCustomError("money", "an amount is at most 10^12 units")
     return money
 
 

@@ -62,7 +62,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     @classmethod
     def take(cls, aggregate: Aggregate) -> Snapshot:
         """Freeze an aggregate."""
-        return cls(aggregate.stream, aggregate.version, SNAPSHOT_TOPIC + aggregate.KIND, encode_state(aggregate))
+        return cls(
+            aggregate.stream, aggregate.version, SNAPSHOT_TOPIC + aggregate.KIND, encode_state(aggregate)
+        )
 
     def restored(self) -> Aggregate:
         """Thaw it again.
@@ -71,7 +73,9 @@ class Snapshot(msgspec.Struct, frozen=True):
         """
         cls = AGGREGATES.get(self.topic.removeprefix(SNAPSHOT_TOPIC))
         if cls is None:
-            raise LogDamagedError(f"no aggregate is known by the topic {self.topic!r}", stream=self.originator_id)
+            raise LogDamagedError(
+                f"no aggregate is known by the topic {self.topic!r}", stream=self.originator_id
+            )
         return msgspec.json.decode(self.state, type=cls)
 
 
@@ -267,19 +271,27 @@ class LedgerApplication(Application[str]):
         aggregate = self.repository.get(stream)
         return Draft(aggregate, self._address(stream, aggregate.version))
 
-    def take_snapshot(self, aggregate_id: str, version: int | None = None, projector_func: Any = project) -> None:
+    def take_snapshot(
+        self, aggregate_id: str, version: int | None = None, projector_func: Any = project
+    ) -> None:
         """Keep a snapshot of a stream at a version, or at its latest."""
         super().take_snapshot(aggregate_id, version, projector_func)
 
     def _record(self, processing_event: ProcessingEvent[str]) -> list[Recording[str]]:
         records = cast(list[Record], processing_event.events)
-        entries = [(n, r.data.money) for n, r in enumerate(records) if isinstance(r.data, MoneyEvent) and r.data.money]
+        entries = [
+            (n, r.data.money)
+            for n, r in enumerate(records)
+            if isinstance(r.data, MoneyEvent) and r.data.money
+        ]
         return self.events.put(cast(Any, records), states=self._states(records), entries=entries)
 
     def _take_snapshots(self, processing_event: ProcessingEvent[str]) -> None:
         for event in processing_event.events:
             draft = processing_event.aggregates.get(event.originator_id)
-            interval = self.snapshotting_intervals.get(type(draft.aggregate)) if isinstance(draft, Draft) else None
+            interval = (
+                self.snapshotting_intervals.get(type(draft.aggregate)) if isinstance(draft, Draft) else None
+            )
             if interval and event.originator_version % interval == 0:
                 self.take_snapshot(event.originator_id, event.originator_version)
 
@@ -289,7 +301,9 @@ class LedgerApplication(Application[str]):
         for record in records:
             aggregate, previous = heads.get(record.stream) or self._before(record)
             if record.previous != (None if previous is None else address_text(previous)):
-                raise IntegrityError(f"{record.stream} version {record.version} does not name its previous record")
+                raise IntegrityError(
+                    f"{record.stream} version {record.version} does not name its previous record"
+                )
             if record.version != aggregate.version + 1:
                 raise IntegrityError(f"{record.stream} would jump to version {record.version}")
             heads[record.stream] = aggregate.mutate(record), digest(encode(record))

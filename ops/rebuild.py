@@ -130,7 +130,9 @@ class _Replay:
     def make_tables(self) -> None:
         """Make empty tables of the same shape; unqualified names mean them from here on."""
         for table, key in TABLES.items():
-            self._conn.execute(f"CREATE TEMP TABLE {table} (LIKE public.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)")
+            self._conn.execute(
+                f"CREATE TEMP TABLE {table} (LIKE public.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"
+            )
             self._conn.execute(f"ALTER TABLE pg_temp.{table} ADD PRIMARY KEY ({', '.join(key)})")
 
     # ------------------------------------------------------------------ replaying
@@ -169,14 +171,18 @@ class _Replay:
 
     def _mutate(self, data: bytes, record: Record) -> None:
         known = self._residents.get(record.stream)
-        aggregate = known[0] if known is not None and record.version > 1 else blank(record.stream, record.tenant)
+        aggregate = (
+            known[0] if known is not None and record.version > 1 else blank(record.stream, record.tenant)
+        )
         self._residents[record.stream] = (aggregate.mutate(record), digest(data))
 
     def _post(self, position: int, event: MoneyEvent, plan: Plan) -> None:
         try:
             groups = self._book.apply(event.money)
         except LedgerError as refusal:
-            raise LogDamagedError(f"record {position} moves money that is not there", internal=str(refusal)) from refusal
+            raise LogDamagedError(
+                f"record {position} moves money that is not there", internal=str(refusal)
+            ) from refusal
         for leg, move in enumerate(move for group in groups for move in group):
             plan.postings.append((position, leg, move))
             plan.accounts[move.account] = self._book.accounts[move.account]

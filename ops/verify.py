@@ -84,18 +84,33 @@ def verify_database(
     Cost:   every record and tile is read once.
     Errors: malformed_key, unavailable.
     """
-    key = VerifierKey.parse(vkey)
-    if not key.can_verify:
-        raise KeyMalformedError("the log's key must be one that can be verified", key=vkey[:200])
     try:
         with connect_owner(url) as conn, conn.transaction():
             conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            tables = _Tables(conn.cursor(binary=True, row_factory=tuple_row), key)
-            report = audit(tables.read, vkey=vkey, since=since, policy=policy, progress=progress)
-            tables.check_rest()
-            return DatabaseReport(report, tables.findings)
+            return verify_connection(conn, vkey, since=since, policy=policy, progress=progress)
     except psycopg.OperationalError as outage:
         raise UnavailableError("the database does not answer", internal=str(outage)) from outage
+
+
+def verify_connection(
+    conn: psycopg.Connection[Any],
+    vkey: str,
+    *,
+    since: Iterable[str] = (),
+    policy: str | None = None,
+    progress: Progress | None = None,
+) -> DatabaseReport:
+    """Verify what a connection sees; its transaction decides what that is.
+
+    Errors: malformed_key.
+    """
+    key = VerifierKey.parse(vkey)
+    if not key.can_verify:
+        raise KeyMalformedError("the log's key must be one that can be verified", key=vkey[:200])
+    tables = _Tables(conn.cursor(binary=True, row_factory=tuple_row), key)
+    report = audit(tables.read, vkey=vkey, since=since, policy=policy, progress=progress)
+    tables.check_rest()
+    return DatabaseReport(report, tables.findings)
 
 
 class _Tables:
@@ -150,13 +165,17 @@ class _Tables:
     def _hashes(self, tile: Tile) -> bytes | None:
         """Read a hash tile: stored where it is full, else computed from what lies below, as it is served."""
         if tile.is_full:
-            row = self._one("SELECT hashes FROM tiles WHERE level = %s AND index = %s", tile.level, tile.index)
+            row = self._one(
+                "SELECT hashes FROM tiles WHERE level = %s AND index = %s", tile.level, tile.index
+            )
             return bytes(row[0]) if row else None
         first = tile.index * TILE_WIDTH
         end = first + tile.width
         if tile.level == 0:
             rows = self._all(
-                "SELECT record FROM events WHERE position >= %s AND position < %s ORDER BY position", first, end
+                "SELECT record FROM events WHERE position >= %s AND position < %s ORDER BY position",
+                first,
+                end,
             )
             hashes = [leaf_hash(bytes(record)) for (record,) in rows]
         else:
@@ -188,7 +207,9 @@ class _Tables:
             there = {row[0] for row in rows}
             for position in range(first, end):
                 if position not in there:
-                    self._find("position_gap", f"there is no record at position {position}", position=position)
+                    self._find(
+                        "position_gap", f"there is no record at position {position}", position=position
+                    )
         for row in rows:
             self._check_row(*row)
 
@@ -197,11 +218,15 @@ class _Tables:
     ) -> None:
         where = {"position": position, "stream": stream}
         if sha3_512(record).digest() != bytes(address):
-            self._find("address_altered", f"the address of record {position} is not that of its bytes", **where)
+            self._find(
+                "address_altered", f"the address of record {position} is not that of its bytes", **where
+            )
         try:
             stated = _columns.decode(record)
         except msgspec.DecodeError:
-            self._find("column_altered", f"record {position} states no stream, version, type and tenant", **where)
+            self._find(
+                "column_altered", f"record {position} states no stream, version, type and tenant", **where
+            )
             return
         columns = _Columns(stream, version, type, tenant)
         for name in _Columns.__struct_fields__:
@@ -238,7 +263,9 @@ class _Tables:
         latest = (self._size, bytes(self._latest[1])) if self._latest else None
         if head is None or (head[0], bytes(head[1])) != latest:
             shown = f"{head[0]} records" if head else "nothing"
-            message = f"the head says {shown}, the latest checkpoint {self._size} records, or the roots differ"
+            message = (
+                f"the head says {shown}, the latest checkpoint {self._size} records, or the roots differ"
+            )
             self._find("head_mismatch", message, position=head[0] if head else None)
 
     def _check_tiles(self) -> None:
@@ -249,19 +276,27 @@ class _Tables:
             if complete_root(bytes(hashes)) != bytes(root):
                 self._find("tile_root_altered", f"the root of {path} is not that of its hashes", path=path)
             if (index + 1) * TILE_WIDTH > self._size >> (8 * level):
-                self._find("tile_extra", f"{path} is there, and the tree of {self._size} records has no such", path=path)
+                self._find(
+                    "tile_extra",
+                    f"{path} is there, and the tree of {self._size} records has no such",
+                    path=path,
+                )
 
     def _check_identity(self) -> None:
         row = self._one("SELECT origin, vkey FROM log_identity")
         if row != (self._key.name, self._key.text):
             shown = row[0] if row else "no log"
-            self._find("identity_mismatch", f"the database says that it belongs to {shown!r}, or to another key")
+            self._find(
+                "identity_mismatch", f"the database says that it belongs to {shown!r}, or to another key"
+            )
 
     def _check_references(self) -> None:
         """Check that keys and current states point into the log: a log cut off at its end leaves them dangling."""
         statement = "SELECT encode(id, 'hex'), position FROM keys WHERE position + event_count > %s ORDER BY 2 LIMIT 100"
         for name, position in self._all(statement, self._size):
-            self._find("key_beyond", f"the key {name} was answered by a record that is not there", position=position)
+            self._find(
+                "key_beyond", f"the key {name} was answered by a record that is not there", position=position
+            )
         statement = (
             "SELECT r.kind || '/' || r.id, r.version FROM records r LEFT JOIN events e"
             " ON e.stream = r.kind || '/' || r.id AND e.version = r.version AND e.address = r.address"

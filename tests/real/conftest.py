@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -50,13 +51,14 @@ def connections_left(server_url: str, database: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """Give the URL of a server on which this run may make databases."""
     given = os.environ.get("SOMA_TEST_DATABASE_URL")
     if given:
         yield given
         return
-    with EmbeddedPostgres.start(tmp_path_factory.mktemp("server")) as server:
+    # Not under pytest's own directory: another run of pytest shuts that to all users but its own.
+    with TemporaryDirectory(prefix="soma-tests-") as place, EmbeddedPostgres.start(Path(place)) as server:
         yield server.url
 
 

@@ -172,5 +172,5 @@ def test_on_a_terminal_it_stays_up_until_it_is_stopped(repository_root: Path, tm
         assert child.poll() is None
         assert b"soma token --data-dir" in seen
         os.killpg(child.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
-        assert child.wait(30) == 0
+        assert child.wait(END_S_MAX) == 0
     os.close(ours)

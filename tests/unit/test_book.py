@@ -366,6 +366,14 @@ class TestHold:
             book.apply([entry])
         assert (book.accounts, book.holds) == before
 
+    def test_a_hold_is_not_settled_by_a_transfer_of_another_currency_elsewhere(self):
+        book = a_book()
+        book.apply([Open("francs", "CHF", "credit", True), Open("more", "CHF", "credit", False)])
+        book.apply([Hold("h", "wallet.a", "60", "USD")])
+        with pytest.raises(CurrencyMismatchError):
+            book.apply([Post("h", "CHF", [Posting("francs", "1"), Posting("more", "-1")])])
+        assert book.holds["h"].status == "pending"
+
     def test_a_hold_on_a_debit_account_is_paid_by_credits(self):
         book = a_book()
         book.apply([Hold("h", "cash", "60", "USD")])

@@ -18,6 +18,7 @@ from domain.values import (
     AMOUNT_NANO_MAX,
     CURRENCY_DIGITS,
     NANO,
+    SUM_NANO_MAX,
     Money,
     Name,
     Tenant,
@@ -29,7 +30,7 @@ from domain.values import (
 
 currencies = st.sampled_from(sorted(CURRENCY_DIGITS))
 nanos = st.one_of(
-    st.integers(-AMOUNT_NANO_MAX, AMOUNT_NANO_MAX),
+    st.integers(-SUM_NANO_MAX, SUM_NANO_MAX),
     st.integers(-20, 20),
     st.integers(-1_000_000, 1_000_000).map(lambda n: n * NANO // 1000),
 )
@@ -40,7 +41,7 @@ moments = st.datetimes(
 NOT_AMOUNTS = [
     "", " ", "1 ", " 1", "1\n", "+1", "--1", "-", ".", "1.", ".5", "-.5", "01", "00", "-01", "0x10", "1_000",
     "1,5", "1e3", "1E3", "1e-3", "NaN", "nan", "inf", "-Infinity", "1.0000000001", "٣", "1.٣", "１", "½",
-    "1\0", "1 000", "$1", "1/2", "99999999999999", "1000000000000.000000001", "-1000000000000.000000001",
+    "1\0", "1 000", "$1", "1/2", "99999999999999999", "1000000000000000.000000001", "-1000000000000000.000000001",
 ]  # fmt: skip
 NOT_TEXT = [1, 0, -1, 1.5, True, False, None, b"1", Decimal(1), ["1"], {"amount": "1"}]
 
@@ -104,10 +105,10 @@ class TestAmount:
     def test_there_is_no_negative_zero(self):
         assert Money.parse("-0.00", "USD") == Money.parse("0", "USD")
 
-    def test_the_greatest_amount_is_allowed_and_one_nano_more_is_not(self):
-        assert parse_nano("1000000000000") == AMOUNT_NANO_MAX
+    def test_the_greatest_sum_is_read_and_one_nano_more_is_not(self):
+        assert parse_nano("1000000000000000") == SUM_NANO_MAX
         with pytest.raises(AmountInvalidError):
-            parse_nano("1000000000000.000000001")
+            parse_nano("1000000000000000.000000001")
 
 
 class TestMoney:
@@ -134,10 +135,14 @@ class TestMoney:
         assert adapter.validate_json(adapter.dump_json(money)) == money
         assert msgspec.json.decode(msgspec.json.encode(money), type=Money) == money
 
-    @pytest.mark.parametrize("amount", [*NOT_AMOUNTS, *NOT_TEXT, "-1", "-0.000000001"])
-    def test_a_malformed_or_negative_amount_is_refused_on_the_wire(self, amount):
+    @pytest.mark.parametrize("amount", [*NOT_AMOUNTS, *NOT_TEXT, "-1", "-0.000000001", "1000000000000.000000001"])
+    def test_a_malformed_negative_or_absurd_amount_is_refused_on_the_wire(self, amount):
         with pytest.raises(ValidationError):
             TypeAdapter(Money).validate_python({"amount": amount, "currency": "USD"})
+
+    def test_the_greatest_amount_a_caller_may_name_is_taken(self):
+        money = TypeAdapter(Money).validate_python({"amount": "1000000000000", "currency": "USD"})
+        assert money.nano == AMOUNT_NANO_MAX
 
     @pytest.mark.parametrize(
         "value",

@@ -74,15 +74,17 @@ class Served:
 
     def _serve(self) -> None:
         try:
-            asyncio.run(self._serving())
+            config = uvicorn.Config(self.app, lifespan="off", log_config=None, access_log=False, ws="none")
+            # The loop the product runs on, which also sends small answers at once.
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(self._serving(config))
         except BaseException as failure:  # noqa: BLE001 - handed to whoever started or stops the service
             self._failure = failure
         finally:
             self._ready.set()
 
-    async def _serving(self) -> None:
+    async def _serving(self, config: uvicorn.Config) -> None:
         self._loop = asyncio.get_running_loop()
-        config = uvicorn.Config(self.app, lifespan="off", log_config=None, access_log=False, ws="none")
         self._server = _Server(config)
         with listen("127.0.0.1", 0) as bound:
             self.url = url_of("127.0.0.1", bound)

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -221,11 +222,12 @@ def kill_server(data_dir: Path) -> None:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
+def data_dir() -> Iterator[Path]:
     """Lend a directory for an embedded server of its own."""
-    yield tmp_path
-    with suppress(ValueError, psutil.NoSuchProcess):
-        kill_server(tmp_path)
+    with TemporaryDirectory(prefix="soma-crash-") as place:
+        yield Path(place)
+        with suppress(ValueError, psutil.NoSuchProcess):
+            kill_server(Path(place))
 
 
 def test_a_database_killed_with_all_its_processes_loses_nothing_that_was_acknowledged(

@@ -32,7 +32,7 @@ async def busy(rt: Runtime, seed: int, steps: int = 60) -> None:
             await pay(rt.ledger, payer, payee, f"{chance.randrange(15)}.{n + 1:09d}", key=f"{seed}-{n}")
         except LedgerError as refusal:
             assert refusal.code == "insufficient_funds"
-        await rt.ledger.act(add, Add(name=f"hot-{seed}", count=n, note="é\n\"\\ü"), MIA)
+        await rt.ledger.act(add, Add(name=f"hot-{seed}", count=n, note='é\n"\\ü'), MIA)
         await rt.ledger.act(open_tally, OpenTally(start=n), member(payee))
 
     await asyncio.gather(*map(step, range(steps)))
@@ -121,7 +121,8 @@ def test_every_spoiled_row_is_found_named_and_repaired(written: str) -> None:
     for name, statement in SPOILS.items():
         spoil(written, statement)
         changed = {
-            table: {row for row in good[table]} ^ {row for row in rows} for table, rows in contents(written).items()
+            table: {row for row in good[table]} ^ {row for row in rows}
+            for table, rows in contents(written).items()
         }
         wrong = {table for table, rows in changed.items() if rows}
         report = rebuild(written)
@@ -159,7 +160,11 @@ def test_a_repair_beside_a_busy_writer_loses_nothing_it_writes(settings: Setting
     async def story() -> str:
         async with open_runtime(settings) as rt:
             await busy(rt, 1)
-            spoil(rt.url, "UPDATE records SET tenant = 'evil' WHERE id = 'hot-1'", "DELETE FROM postings WHERE leg = 1")
+            spoil(
+                rt.url,
+                "UPDATE records SET tenant = 'evil' WHERE id = 'hot-1'",
+                "DELETE FROM postings WHERE leg = 1",
+            )
             working = asyncio.create_task(busy(rt, 2, steps=200))
             reports = [await asyncio.to_thread(rebuild, rt.url, repair=True) for _ in range(3)]
             assert reports[0].repaired
@@ -174,7 +179,9 @@ def test_a_repair_beside_a_busy_writer_loses_nothing_it_writes(settings: Setting
 def test_a_log_that_moves_money_nobody_has_is_damaged_and_said_to_be(written: str) -> None:
     with psycopg.connect(written, autocommit=True) as conn:
         conn.execute("SET session_replication_role = replica")
-        (position,) = conn.execute("SELECT min(position) FROM events WHERE type = 'transfer.posted'").fetchone() or ()
+        (position,) = (
+            conn.execute("SELECT min(position) FROM events WHERE type = 'transfer.posted'").fetchone() or ()
+        )
         conn.execute("DELETE FROM events WHERE position = %s", [position])
     with pytest.raises(LogDamagedError):
         rebuild(written)

@@ -1,0 +1,276 @@
+"""Who may see and do what: every route of the document, with no token, with a stranger's, and with each wrong role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from domain.billing import accounts
+from domain.ledger import UseCase
+from domain.market import contracts, disputes, intents, offers, rounds, training
+from ops.tokens import ROLES
+from tests.real.api.world import Speaker, World, intent_body, money, offer_body
+
+OWNER, SELLER, STRANGER = "alpha-lab", "beta-clinic", "omega-corp"
+STRANGER_ROLES = sorted(ROLES - {"operator", "auditor", "billing", "reviewer"})
+UNSEEN = "sha3-512:" + "0" * 128
+
+# Records anybody with a token may see: what is offered is on show.
+ON_SHOW = ("/v1/offers", "/v1/offers/{offer_id}")
+
+
+class Route(NamedTuple):
+    """An operation of the document."""
+
+    method: str
+    path: str
+    needs_token: bool
+
+
+class Things(NamedTuple):
+    """One of everything, of two tenants that trade with each other."""
+
+    owner: Speaker
+    seller: Speaker
+    names: dict[str, Any]
+    words: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def things(world: World) -> Things:
+    """Make one of everything."""
+    owner, seller = world.owner(OWNER), world.provider(SELLER)
+    offer = world.offer(seller, title="beta-words")
+    done = world.completed(owner, task_type="classification")
+    dispute = owner.made(f"/v1/contracts/{done['id']}/disputes", {"reason": "alpha-words"})
+    world.deposit(OWNER, "50")
+    world.owner("gamma").made("/v1/accounts", {"currency": "USD"})
+    transfer = owner.made("/v1/transfers", {"to_tenant": "gamma", "amount": money("1"), "memo": "alpha-memo"})
+    owner.made("/v1/training/enable", {"reason": "alpha-reason"})
+    event = world.operator.read(f"/v1/log/streams/contract/{done['id']}")["items"][0]
+    names = {
+        "offer_id": offer["id"],
+        "intent_id": done["round_intent_id"],
+        "contract_id": done["id"],
+        "dispute_id": dispute["id"],
+        "round_id": done["execution_round"],
+        "transfer_id": transfer["id"],
+        "account": f"wallet.{OWNER}.USD",
+        "tenant": OWNER,
+        "position": event["position"],
+        "address": event["address"],
+        "kind": "contract",
+        "id": done["id"],
+        "size": 1,
+        "path": "entries/000.p/1",
+    }
+    words = (OWNER, SELLER, "alpha-words", "beta-words", "alpha-memo", "alpha-reason", done["id"], dispute["id"])
+    return Things(owner, seller, names, words)
+
+
+def routes(world: World) -> Iterator[Route]:
+    """List the routes of the document the service gives."""
+    for path, operations in world.client.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            open_to_all = operation.get("security", [{"bearer": []}])
+            yield Route(method.upper(), path, bool(open_to_all) and {} not in open_to_all)
+
+
+def body_for(route: Route, things: Things) -> Any:
+    """Give a body that is well formed, and about what is the others'."""
+    contract_id = things.names["contract_id"]
+    bodies: dict[str, Any] = {
+        "/v1/offers": offer_body(STRANGER) | {"dataset_fingerprint": UNSEEN},
+        "/v1/offers/{offer_id}": {"title": "mine now"},
+        "/v1/intents": intent_body(STRANGER),
+        "/v1/intents/{intent_id}": {"task_type": "mine-now"},
+        "/v1/policy/preview": {"round_intent_id": things.names["intent_id"]},
+        "/v1/contracts/{contract_id}/disputes": {"reason": "mine"},
+        "/v1/disputes/{dispute_id}/resolve": {"outcome": "refund", "resolution": "mine"},
+        "/v1/disputes/{dispute_id}/reject": {"resolution": "mine"},
+        "/v1/accounts": {"currency": "USD"},
+        "/v1/deposits": {"tenant": STRANGER, "amount": money("1000")},
+        "/v1/withdrawals": {"tenant": OWNER, "amount": money("1")},
+        "/v1/transfers": {"to_tenant": OWNER, "amount": money("1")},
+        "/v1/rounds": {"contract_id": contract_id},
+        "/v1/training/enable": {"tenant": OWNER, "reason": "mine"},
+        "/v1/training/disable": {"tenant": OWNER},
+        "/v1/log/witnesses": {"vkey": "x"},
+    }
+    return bodies.get(route.path) if route.method in ("POST", "PATCH") else None
+
+
+def ask(speaker: Speaker | None, world: World, route: Route, things: Things) -> httpx.Response:
+    """Send a request to a route, with the others' names in its path and its parameters."""
+    path = route.path.format(**things.names)
+    params = {"position": things.names["position"], "first": 1, "second": 1} if "/proofs/" in path else {}
+    body = body_for(route, things)
+    if route.path == "/v1/datasets" and route.method == "POST":
+        content = b"a,target\n1,1\n2,0\n"
+        headers = {"Content-Type": "text/csv"}
+    else:
+        content, headers = None, {}
+    if speaker is None:
+        return world.client.request(route.method, path, params=params, json=body, content=content, headers=headers)
+    return speaker.ask(route.method, path, body, params=params, headers=headers, **({"content": content} if content else {}))
+
+
+def everything(world: World) -> dict[str, Any]:
+    """Read all that belongs to anybody, as the operator sees it."""
+    kinds = ("offers", "intents", "contracts", "disputes", "rounds", "datasets", "transfers")
+    found = {kind: world.operator.read(f"/v1/{kind}", params={"limit": 500})["items"] for kind in kinds}
+    accounts = {a["account"]: a for a in world.operator.read("/v1/accounts")["items"]}
+    lock = world.operator.read(f"/v1/training/status/{OWNER}")
+    mine = (STRANGER, f"wallet.{STRANGER}.USD")
+    kept = {kind: [one for one in items if one["tenant"] not in mine] for kind, items in found.items()}
+    return kept | {"accounts": {name: a for name, a in accounts.items() if name not in mine}, "lock": lock}
+
+
+def test_the_document_knows_every_route_there_is(world: World) -> None:
+    found = {(route.method, route.path) for route in routes(world)}
+    assert len(found) > 60
+    assert {("POST", "/v1/contracts/{contract_id}/release"), ("GET", "/v1/log/events")} <= found
+
+
+def test_without_a_token_nothing_that_needs_one_answers(world: World, things: Things) -> None:
+    size = world.size
+    for route in routes(world):
+        answer = ask(None, world, route, things)
+        if route.needs_token:
+            assert answer.status_code == 401, f"{route}: {answer.text}"
+            assert answer.json()["code"] == "unauthorized"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        else:
+            assert answer.status_code < 500, f"{route}: {answer.text}"
+            if route.method == "GET" and answer.is_success:
+                assert not [word for word in things.words if word in answer.text], route
+    assert world.size == size
+
+
+def test_a_stranger_sees_nothing_of_others_and_changes_nothing(world: World, things: Things) -> None:
+    stranger = world.speaker(STRANGER, *STRANGER_ROLES)
+    before = everything(world)
+    for route in routes(world):
+        answer = ask(stranger, world, route, things)
+        assert answer.status_code < 500, f"{route}: {answer.text}"
+        if route.path in ON_SHOW:
+            continue
+        if answer.is_success:
+            own = route.path == "/v1/transfers" and route.method == "POST"
+            assert own or not [word for word in things.words if word in answer.text], f"{route}: {answer.text[:300]}"
+        elif route.needs_token and "{" in route.path:
+            assert answer.status_code in (403, 404), f"{route}: {answer.text}"
+            assert not {"selected_offers", "alpha-words", "beta-words"} & set(answer.text.split('"')), route
+    assert everything(world) == before
+
+
+def test_names_of_others_are_as_good_as_absent(world: World, things: Things) -> None:
+    stranger = world.speaker(STRANGER, *STRANGER_ROLES)
+    for route in routes(world):
+        if "{" not in route.path or not route.needs_token or route.path in ON_SHOW or "/log/" in route.path:
+            continue
+        there = ask(stranger, world, route, things)
+        names = {name: "nothing-of-this-name" for name in things.names}
+        absent = ask(stranger, world, route, things._replace(names=things.names | names))
+        assert (there.status_code, there.json()["code"]) == (absent.status_code, absent.json()["code"]), route
+
+
+def test_parties_see_what_they_share_and_nothing_else(world: World, things: Things) -> None:
+    for path in ("contracts/{contract_id}", "rounds/{round_id}", "disputes/{dispute_id}"):
+        for party in (things.owner, things.seller):
+            assert party.get(f"/v1/{path.format(**things.names)}").status_code == 200
+    assert things.seller.get(f"/v1/intents/{things.names['intent_id']}").status_code == 404
+    assert things.seller.get(f"/v1/accounts/{things.names['account']}").status_code == 404
+    assert things.seller.post(f"/v1/contracts/{things.names['contract_id']}/release").status_code == 403
+    both = world.speaker(SELLER, "provider", "owner")
+    assert both.post(f"/v1/contracts/{things.names['contract_id']}/release").status_code == 404
+    assert both.post(f"/v1/contracts/{things.names['contract_id']}/refund", {}).status_code == 404
+
+
+def test_lists_of_a_stranger_are_empty(world: World, things: Things) -> None:
+    newcomer = world.speaker("newcomer", *STRANGER_ROLES)
+    for kind in ("intents", "contracts", "disputes", "rounds", "datasets", "transfers", "accounts"):
+        assert newcomer.read(f"/v1/{kind}") == {"items": [], "next": None}
+    summary = newcomer.read("/v1/metrics_summary")
+    assert summary["marketplace"]["contracts_total"] == summary["governance"]["disputes_total"] == 0
+    assert newcomer.read("/v1/training/status")["marketplace_pending_contract"] is None
+
+
+def test_a_name_in_the_wrong_place_is_not_found(world: World, things: Things) -> None:
+    """An id of one kind is nothing in another kind's path, and what is typed wrong is not an error of ours."""
+    names = things.names
+    for path in ("offers", "intents", "contracts", "disputes", "rounds", "transfers"):
+        for name in (names["offer_id"], names["contract_id"], names["intent_id"]):
+            if not name.startswith(path[:-1]):
+                assert world.operator.get(f"/v1/{path}/{name}").status_code == 404
+    answer = things.owner.post("/v1/policy/preview", {"round_intent_id": names["contract_id"]})
+    assert (answer.status_code, answer.json()["code"]) == (404, "round_intent_not_found")
+
+
+# --------------------------------------------------------------------------- roles
+
+MAKES: dict[tuple[str, str], UseCase] = {
+    ("POST", "/v1/datasets"): offers.register_dataset,
+    ("POST", "/v1/offers"): offers.list_offer,
+    ("PATCH", "/v1/offers/{offer_id}"): offers.revise_offer,
+    ("POST", "/v1/offers/{offer_id}/pause"): offers.pause_offer,
+    ("POST", "/v1/offers/{offer_id}/resume"): offers.resume_offer,
+    ("POST", "/v1/offers/{offer_id}/retire"): offers.retire_offer,
+    ("POST", "/v1/intents"): intents.open_intent,
+    ("PATCH", "/v1/intents/{intent_id}"): intents.amend_intent,
+    ("POST", "/v1/intents/{intent_id}/cancel"): intents.cancel_intent,
+    ("POST", "/v1/intents/{intent_id}/close"): intents.close_intent,
+    ("POST", "/v1/intents/{intent_id}/match"): intents.match_intent,
+    ("POST", "/v1/contracts/{contract_id}/fund"): contracts.fund_contract,
+    ("POST", "/v1/contracts/{contract_id}/release"): contracts.release_escrow,
+    ("POST", "/v1/contracts/{contract_id}/refund"): contracts.refund_escrow,
+    ("POST", "/v1/contracts/{contract_id}/disputes"): disputes.open_dispute,
+    ("POST", "/v1/disputes/{dispute_id}/review"): disputes.review_dispute,
+    ("POST", "/v1/disputes/{dispute_id}/resolve"): disputes.resolve_dispute,
+    ("POST", "/v1/disputes/{dispute_id}/reject"): disputes.reject_dispute,
+    ("POST", "/v1/accounts"): accounts.open_wallet,
+    ("POST", "/v1/deposits"): accounts.deposit,
+    ("POST", "/v1/withdrawals"): accounts.withdraw,
+    ("POST", "/v1/transfers"): accounts.transfer,
+    ("POST", "/v1/rounds"): rounds.start_round,
+    ("POST", "/v1/training/enable"): training.enable_training,
+    ("POST", "/v1/training/disable"): training.disable_training,
+}
+# What changes nothing of the market's, or is told in the tests of the log.
+OTHERS = {("POST", "/v1/policy/preview"), ("POST", "/v1/log/cosignatures"), ("POST", "/v1/log/witnesses")}
+
+
+def test_every_route_that_writes_is_in_the_table(world: World) -> None:
+    writing = {(route.method, route.path) for route in routes(world) if route.method != "GET"}
+    assert writing == set(MAKES) | OTHERS
+
+
+def test_every_route_that_writes_names_its_roles() -> None:
+    for place, use_case in MAKES.items():
+        roles: frozenset[str] = use_case.roles  # type: ignore[attr-defined]
+        assert roles, f"{place} is open to everybody"
+        assert roles <= ROLES
+        assert "service" not in roles, f"{place} is for the service itself"
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_a_role_that_may_not_is_refused_even_at_home(world: World, things: Things, role: str) -> None:
+    before, size = everything(world), world.size
+    at_home = world.speaker(OWNER, role, subject="somebody-else")
+    for (method, path), use_case in MAKES.items():
+        roles: frozenset[str] = use_case.roles  # type: ignore[attr-defined]
+        if role not in roles:
+            answer = ask(at_home, world, Route(method, path, True), things)
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), f"{method} {path}: {answer.text}"
+    assert world.size == size
+    assert everything(world) == before
+
+
+def test_the_lock_of_training_is_given_back_by_its_holder_only(world: World, things: Things) -> None:
+    other = world.speaker(OWNER, "owner", subject="not-the-holder")
+    answer = other.post("/v1/training/disable", {})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    assert things.owner.read(f"/v1/training/status/{OWNER}")["enabled"] is True
