@@ -50,6 +50,7 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
         description="An event-sourced ledger for a marketplace of AI personas. Every change is one immutable event.",
         lifespan=lifespan,
         openapi_url="/openapi.json",
+        redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )

@@ -49,6 +49,9 @@ from domain.log.records import (
 from ops.recorder import LedgerRecorder
 
 SNAPSHOT_TOPIC = "snapshot."
+_INSERT_SNAPSHOT = (
+    "INSERT INTO snapshots (originator_id, originator_version, topic, state) VALUES (%s, %s, %s, %s)"
+)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -162,15 +165,13 @@ class SnapshotRecorder(AggregateRecorder):
     def __init__(self, pool: ConnectionPool[Any]) -> None:
         self._pool = pool
 
-    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
+    def insert_events(self, stored_events: Sequence[StoredEvent], **_: Any) -> Sequence[int] | None:
         """Keep snapshots, all or none; one of the same version is refused with IntegrityError."""
         rows = [(str(e.originator_id), e.originator_version, e.topic, e.state) for e in stored_events]
         try:
             with self._pool.connection() as conn, conn.transaction(), conn.cursor() as cursor:
-                cursor.executemany(
-                    "INSERT INTO snapshots (originator_id, originator_version, topic, state) VALUES (%s, %s, %s, %s)",
-                    rows,
-                )
+                for row in rows:
+                    cursor.execute(_INSERT_SNAPSHOT, row)
         except psycopg.IntegrityError as error:
             raise IntegrityError(str(error)) from error
         except psycopg.OperationalError as outage:
@@ -268,7 +269,7 @@ class LedgerApplication(Application[str]):
 
     def draft(self, stream: str) -> Draft:
         """Go on with a stream that exists; raises the library's AggregateNotFoundError."""
-        aggregate = self.repository.get(stream)
+        aggregate: Aggregate = self.repository.get(stream)
         return Draft(aggregate, self._address(stream, aggregate.version))
 
     def take_snapshot(

@@ -81,7 +81,7 @@ class Committer:
         self._connect = connect
         self._sign = sign
         self._on_foreign = on_foreign
-        self.observe = observe or (lambda state: None)
+        self.observe = observe or (lambda _: None)
         self._conn: psycopg.Connection[Any] | None = None
         self._cursor: psycopg.Cursor[Any] | None = None
         self._tree: Tree | None = None
@@ -208,13 +208,10 @@ class Committer:
         kept = []
         for commit in todo:
             claims = [(row.stream, row.version) for row in commit.rows]
-            if any(a.error is not None for a in commit.after) or self._outdated(commit):
-                commit.error = Redo()
-            elif not from_library.isdisjoint(commit.reads):
-                commit.error = Redo()
-            elif commit.key is not None and commit.key.id in keys:
-                commit.error = Redo()
-            elif not versions.isdisjoint(claims) or len(set(claims)) < len(claims):
+            on_sand = any(a.error is not None for a in commit.after) or not from_library.isdisjoint(commit.reads)
+            taken = not versions.isdisjoint(claims) or len(set(claims)) < len(claims)
+            asked = commit.key is not None and commit.key.id in keys
+            if on_sand or taken or asked or self._outdated(commit):
                 commit.error = Redo()
             else:
                 versions.update(claims)
@@ -372,8 +369,9 @@ class Committer:
         unread = [a for a in accounts if a not in self._book.accounts]
         if unread:
             params = (arrays.text(unread),)
-            for name, *state, balance, held in cursor.execute(statements.LOAD_ACCOUNTS, params, prepare=True):
-                self._book.accounts[name] = Account(*state, int(balance), int(held))
+            rows = cursor.execute(statements.LOAD_ACCOUNTS, params, prepare=True)
+            for name, currency, side, overdraft, balance, held in rows:
+                self._book.accounts[name] = Account(currency, side, overdraft, int(balance), int(held))
 
     # ------------------------------------------------------------------ connection
 

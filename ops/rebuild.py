@@ -24,7 +24,7 @@ from domain.book import Book
 from domain.errors import LedgerError, LogDamagedError, UnavailableError
 from domain.ledger import state_of
 from domain.log.records import AGGREGATES, Aggregate, MoneyEvent, Record, blank, decode, digest
-from ops import arrays, statements
+from ops import arrays
 from ops.commit import Plan, money_params, state_params
 from ops.postgres import connect_owner
 from ops.statements import HeadMode, Parts, commit_statement
@@ -248,7 +248,7 @@ class _Replay:
             f"SELECT count(*) OVER (), {names}, ROW(l.*)::text, ROW(r.*)::text, l.{key[0]} IS NULL, r.{key[0]} IS NULL"
             f" {_differing(table)} ORDER BY {', '.join(str(n + 2) for n in range(len(key)))} LIMIT {DIFFERENCES_MAX}"
         ).fetchall()
-        for count, *found, live, rebuilt, no_live, no_rebuilt in rows:
+        for _count, *found, live, rebuilt, no_live, no_rebuilt in rows:
             shown = None if no_live else live, None if no_rebuilt else rebuilt
             if len(report.differences) < DIFFERENCES_MAX:
                 report.differences.append(Difference(table, tuple(found), *shown))
@@ -264,7 +264,8 @@ class _Replay:
             )
             self._conn.execute(f"DELETE FROM public.{table} WHERE ({names}) IN (SELECT {names} FROM wrong)")
             self._conn.execute(
-                f"INSERT INTO public.{table} SELECT * FROM pg_temp.{table} WHERE ({names}) IN (SELECT {names} FROM wrong)"
+                f"INSERT INTO public.{table} SELECT * FROM pg_temp.{table}"
+                f" WHERE ({names}) IN (SELECT {names} FROM wrong)"
             )
             self._conn.execute("DROP TABLE pg_temp.wrong")
         for table, (live, rebuilt) in self._digests().items():

@@ -32,7 +32,13 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from domain.book import Entry
-from domain.errors import LedgerError, OverloadedError, RecordTooLargeError, ShuttingDownError, UnavailableError
+from domain.errors import (
+    LedgerError,
+    OverloadedError,
+    RecordTooLargeError,
+    ShuttingDownError,
+    UnavailableError,
+)
 from domain.ledger import Commit, KeyKnown, Redo, Row, State
 from domain.log.hashes import leaf_hash
 from domain.log.records import RECORD_BYTES_MAX, digest
@@ -204,7 +210,8 @@ class LedgerRecorder(ApplicationRecorder):
         limit: int | None = None,
     ) -> Sequence[StoredEvent]:
         """Read a stream."""
-        statement, params = _SELECT_STREAM, [originator_id]
+        params: list[Any] = [originator_id]
+        statement = _SELECT_STREAM
         if gt is not None:
             statement += " AND version > %s"
             params.append(gt)
@@ -228,7 +235,8 @@ class LedgerRecorder(ApplicationRecorder):
     ) -> Sequence[Notification]:
         """Read the log from a notification id on."""
         first = 0 if start is None else start - 1 + (not inclusive_of_start)
-        statement, params = _SELECT_LOG, [first]
+        params: list[Any] = [first]
+        statement = _SELECT_LOG
         if stop is not None:
             statement += " AND position < %s"
             params.append(stop)

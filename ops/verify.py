@@ -214,7 +214,7 @@ class _Tables:
             self._check_row(*row)
 
     def _check_row(
-        self, position: int, address: bytes, stream: str, version: int, type: str, tenant: str, record: bytes
+        self, position: int, address: bytes, stream: str, version: int, topic: str, tenant: str, record: bytes
     ) -> None:
         where = {"position": position, "stream": stream}
         if sha3_512(record).digest() != bytes(address):
@@ -228,10 +228,11 @@ class _Tables:
                 "column_altered", f"record {position} states no stream, version, type and tenant", **where
             )
             return
-        columns = _Columns(stream, version, type, tenant)
+        columns = _Columns(stream, version, topic, tenant)
         for name in _Columns.__struct_fields__:
-            if getattr(columns, name) != getattr(stated, name):
-                message = f"{name} of record {position} is {getattr(columns, name)!r}; the record states {getattr(stated, name)!r}"
+            there, said = getattr(columns, name), getattr(stated, name)
+            if there != said:
+                message = f"{name} of record {position} is {there!r}; the record states {said!r}"
                 self._find("column_altered", message, **where)
 
     # ------------------------------------------------------------------ what no file shows
@@ -292,7 +293,9 @@ class _Tables:
 
     def _check_references(self) -> None:
         """Check that keys and current states point into the log: a log cut off at its end leaves them dangling."""
-        statement = "SELECT encode(id, 'hex'), position FROM keys WHERE position + event_count > %s ORDER BY 2 LIMIT 100"
+        statement = (
+            "SELECT encode(id, 'hex'), position FROM keys WHERE position + event_count > %s ORDER BY 2 LIMIT 100"
+        )
         for name, position in self._all(statement, self._size):
             self._find(
                 "key_beyond", f"the key {name} was answered by a record that is not there", position=position

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
 
+from api import timelines
 from api.http import (
     READ_PROBLEMS,
     WRITE_PROBLEMS,
@@ -233,7 +234,7 @@ async def show_timeline(
 ) -> Response:
     """Tell what happened to one thing, in order."""
     found, more = await _stream_page(opened, who, f"{kind}/{name}", as_of, after, limit)
-    entries = [_entry(stored) for stored in found]
+    entries = [timelines.entry(stored) for stored in found]
     following = entries[-1]["version"] if more else None
     return json_response({"stream": f"{kind}/{name}", "entries": entries, "next": following})
 
@@ -248,20 +249,6 @@ async def _stream_page(
         raise StreamNotFoundError(stream=stream)
     found = await opened.reader.stream(stream, size=size, after=after, limit=limit + 1)
     return found[:limit], len(found) > limit
-
-
-def _entry(stored: Stored) -> dict[str, Any]:
-    stated = _stated.decode(stored.record)
-    return {
-        "position": stored.position,
-        "address": address_text(stored.address),
-        "version": stated.version,
-        "at": stated.at,
-        "event": stated.type.partition(".")[2],
-        "type": stated.type,
-        "actor": stated.actor,
-        "data": orjson.Fragment(bytes(stated.data)),
-    }
 
 
 # --------------------------------------------------------------------------- proofs

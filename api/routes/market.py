@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
+from api import timelines
 from api.http import (
     WRITE_PROBLEMS,
     AsOf,
@@ -43,7 +44,6 @@ from domain.errors import (
     DisputeNotFoundError,
     IntentNotFoundError,
     IntentRequiredError,
-    LedgerError,
     NoCompatibleOffersError,
     NotFoundError,
     OfferNotFoundError,
@@ -79,11 +79,18 @@ ResolveBody = body_of(disputes.ResolveDispute, "dispute_id")
 RejectBody = body_of(disputes.RejectDispute, "dispute_id")
 
 
-async def show(
-    opened: Runtime, who: Caller, cls: type[Aggregate], name: str, missing: type[NotFoundError], as_of: str | None
-) -> Response:
-    """Print an aggregate the caller may see, now or as it was; anything else is as good as absent."""
-    size = await size_as_of(opened, as_of)
+async def seen(
+    opened: Runtime,
+    who: Caller,
+    cls: type[Aggregate],
+    name: str,
+    missing: type[NotFoundError],
+    size: int | None,
+) -> Aggregate:
+    """Read an aggregate the caller may see, now or in the log of a size; anything else is as good as absent.
+
+    Errors: the `missing` given.
+    """
     stream = f"{cls.KIND}/{name}"
     if size is None:
         loaded = (await opened.reader.load([stream])).get(stream)
@@ -92,6 +99,20 @@ async def show(
         found = await opened.reader.state_at(stream, size)
     if found is None or not may_see(who, found):
         raise missing(id=name)
+    aggregate: Aggregate = found
+    return aggregate
+
+
+async def show(
+    opened: Runtime,
+    who: Caller,
+    cls: type[Aggregate],
+    name: str,
+    missing: type[NotFoundError],
+    as_of: str | None,
+) -> Response:
+    """Print an aggregate the caller may see, now or as it was."""
+    found = await seen(opened, who, cls, name, missing, await size_as_of(opened, as_of))
     return json_response(msgspec.to_builtins(found), headers={"ETag": f'"{found.version}"'})
 
 
@@ -117,7 +138,9 @@ async def listed(
     return json_response(page(items, limit))
 
 
-Words = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00-\x1f]*$", description="Words to look for.")]
+Words = Annotated[
+    str | None, Query(max_length=200, pattern=r"^[^\x00-\x1f]*$", description="Words to look for.")
+]
 PayoutStatus = Literal["pending", "released", "refunded"]
 
 # --------------------------------------------------------------------------- datasets
@@ -233,7 +256,9 @@ async def find_intents(
     cursor: Cursor = None,
 ) -> Response:
     """List the caller's intents, the newest first."""
-    return await listed(opened, RecordFilter("intent", owner=model_owner_id, status=status), cursor, limit, who)
+    return await listed(
+        opened, RecordFilter("intent", owner=model_owner_id, status=status), cursor, limit, who
+    )
 
 
 @router.get("/intents/{intent_id}", responses=reads(Intent))
@@ -277,12 +302,19 @@ async def _proposed(opened: Runtime, who: Caller, command: intents.MatchIntent) 
         return None
     candidates, position = await _market(opened)
     now = opened.clock()
-    return await asyncio.to_thread(propose, loaded.aggregate, command.max_offers, candidates, POLICY, now, position)
+    return await asyncio.to_thread(
+        propose, loaded.aggregate, command.max_offers, candidates, POLICY, now, position
+    )
 
 
 @router.post("/intents/{intent_id}/match", status_code=201, responses=shows(Contract, 201))
 async def match_intent(
-    intent_id: Id, opened: Open, who: Who, sent: Sent, request: Request, body: MatchBody | None = None  # type: ignore[valid-type]
+    intent_id: Id,
+    opened: Open,
+    who: Who,
+    sent: Sent,
+    request: Request,
+    body: MatchBody | None = None,  # type: ignore[valid-type]
 ) -> Response:
     """Match an intent: a contract, or 422 with the reasons and what would have matched."""
     fee_ppm = request.app.state.settings.platform_fee_ppm
@@ -336,7 +368,9 @@ class Preview(Command):
     policy_overrides: Overrides = Overrides()
 
 
-PREVIEWED = object_of(preview="object", intent={"$ref": "#/components/schemas/Intent"}, overrides="object", preview_ts="string")
+PREVIEWED = object_of(
+    preview="object", intent={"$ref": "#/components/schemas/Intent"}, overrides="object", preview_ts="string"
+)
 
 
 @router.post("/policy/preview", responses=answers(PREVIEWED, WRITE_PROBLEMS))
@@ -348,7 +382,9 @@ async def preview_policy(command: Preview, opened: Open, who: Who) -> Response:
     tried = command.policy_overrides
     if "budget_total" in tried.model_fields_set:
         budget = tried.budget_total
-        want = msgspec.structs.replace(want, budget=budget, currency=budget.currency if budget else want.currency)
+        want = msgspec.structs.replace(
+            want, budget=budget, currency=budget.currency if budget else want.currency
+        )
     if tried.min_quality_score is not None:
         want = msgspec.structs.replace(want, min_quality_ppm=share_ppm(tried.min_quality_score))
     if tried.required_modalities is not None:
@@ -388,7 +424,8 @@ async def find_contracts(
     who: Who,
     round_intent_id: Wish = None,
     payout_status: PayoutStatus | None = None,
-    status: Literal["created", "funded", "bound", "completed", "round_failed", "released", "refunded"] | None = None,
+    status: Literal["created", "funded", "bound", "completed", "round_failed", "released", "refunded"]
+    | None = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
@@ -400,13 +437,35 @@ async def find_contracts(
 
 @router.get("/contracts/{contract_id}", responses=reads(Contract))
 async def get_contract(contract_id: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
-    """Show a contract."""
-    return await show(opened, who, Contract, contract_id, ContractNotFoundError, as_of)
+    """Show a contract with its timeline."""
+    size = await size_as_of(opened, as_of)
+    contract = await seen(opened, who, Contract, contract_id, ContractNotFoundError, size)
+    told = {"timeline": await _timeline(opened, contract, size)}
+    return json_response(msgspec.to_builtins(contract) | told, headers={"ETag": f'"{contract.version}"'})
+
+
+@router.get(
+    "/contracts/{contract_id}/timeline",
+    responses=answers(object_of(stream={"type": "string"}, entries={"type": "array", "items": {"type": "object"}})),
+)
+async def get_timeline(contract_id: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
+    """Tell a contract's parties what happened to it, in order."""
+    size = await size_as_of(opened, as_of)
+    contract = await seen(opened, who, Contract, contract_id, ContractNotFoundError, size)
+    return json_response({"stream": contract.stream, "entries": await _timeline(opened, contract, size)})
+
+
+async def _timeline(opened: Runtime, contract: Aggregate, size: int | None) -> list[dict[str, Any]]:
+    return [timelines.entry(stored) for stored in await opened.reader.stream(contract.stream, size=size)]
 
 
 @router.post("/contracts/{contract_id}/fund", responses=shows(Contract))
 async def fund_contract(
-    contract_id: Id, opened: Open, who: Who, sent: Sent, body: FundBody | None = None  # type: ignore[valid-type]
+    contract_id: Id,
+    opened: Open,
+    who: Who,
+    sent: Sent,
+    body: FundBody | None = None,  # type: ignore[valid-type]
 ) -> Response:
     """Put the agreed sum into escrow."""
     command = completed(contracts.FundContract, body, contract_id=contract_id)
@@ -434,7 +493,11 @@ async def _round_of(opened: Runtime, who: Caller, contract_id: str) -> Round | N
     stream = f"contract/{contract_id}"
     loaded = (await opened.reader.load([stream])).get(stream)
     contract = loaded.aggregate if loaded else None
-    if not isinstance(contract, Contract) or contract.status != "completed" or contract.execution_round is None:
+    if (
+        not isinstance(contract, Contract)
+        or contract.status != "completed"
+        or contract.execution_round is None
+    ):
         return None
     if contract.tenant != who.tenant and "operator" not in who.roles:
         return None
@@ -452,7 +515,11 @@ def _count_release(contract: dict[str, Any]) -> None:
 
 @router.post("/contracts/{contract_id}/refund", responses=shows(Contract))
 async def refund_escrow(
-    contract_id: Id, opened: Open, who: Who, sent: Sent, body: RefundBody | None = None  # type: ignore[valid-type]
+    contract_id: Id,
+    opened: Open,
+    who: Who,
+    sent: Sent,
+    body: RefundBody | None = None,  # type: ignore[valid-type]
 ) -> Response:
     """Give the escrow back to the owner."""
     command = completed(contracts.RefundEscrow, body, contract_id=contract_id)
@@ -479,7 +546,9 @@ async def find_disputes(
 ) -> Response:
     """List the disputes the caller is a party of, the newest first."""
     everybodys = "reviewer" in who.roles
-    return await listed(opened, RecordFilter("dispute", status=status), cursor, limit, None if everybodys else who)
+    return await listed(
+        opened, RecordFilter("dispute", status=status), cursor, limit, None if everybodys else who
+    )
 
 
 @router.get("/disputes/{dispute_id}", responses=reads(Dispute))

@@ -150,7 +150,7 @@ def library_uses_one(app: Application[uuid.UUID]) -> Turn:
                 app.save(usage)
                 return
             except IntegrityError:
-                # Without a pause the losers of each race keep one another from winning: 9 a second instead.
+                # A short pause of random length, as a caller would make.
                 time.sleep(random.uniform(0, RETRY_PAUSE_S_MAX))
 
     return threads(change)

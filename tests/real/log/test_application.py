@@ -67,7 +67,8 @@ def test_the_repository_reads_what_the_gate_wrote_at_every_version(settings: Set
         assert totals == [0, 1, 3, 6, 10, 15, 21, 28]
         state = body(await rt.ledger.act(add, Add(name="one", count=0), MIA))
         assert state["version"] == app.repository.get("tally/one").version == 9
-        assert "tally/one" in app.repository and "tally/two" not in app.repository
+        assert "tally/one" in app.repository
+        assert "tally/two" not in app.repository
         with pytest.raises(AggregateNotFoundError):
             app.repository.get("tally/two")
 

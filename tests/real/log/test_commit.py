@@ -31,7 +31,6 @@ from tests.real.log.world import (
     Copy,
     OpenTally,
     States,
-    Tally,
     Wire,
     add,
     body,
@@ -176,7 +175,8 @@ def test_of_two_commits_that_claim_one_version_the_first_wins_and_neighbours_are
         outcomes = await in_one_batch(
             rt, states, *map(sent, rivals), rt.ledger.act(open_tally, OpenTally(), MIA)
         )
-        assert outcomes[0] == 2 and outcomes[1:4] == [Redo] * 3
+        assert outcomes[0] == 2
+        assert outcomes[1:4] == [Redo] * 3
         assert isinstance(outcomes[4], Answer)
 
     async def live() -> None:
@@ -194,7 +194,8 @@ def test_a_command_the_database_refuses_leaves_no_trace_in_the_balances_of_other
         outcomes = await in_one_batch(
             rt, states, give(rt.ledger, "acme", "2"), asyncio.to_thread(rt.recorder.insert_events, broken)
         )
-        assert isinstance(outcomes[0], Answer) and isinstance(outcomes[1], Exception)
+        assert isinstance(outcomes[0], Answer)
+        assert isinstance(outcomes[1], Exception)
         await give(rt.ledger, "acme", "4")
         assert (await rt.reader.balance("wallet.acme.USD")).balance_nano == 7_000_000_000
 

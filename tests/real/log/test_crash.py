@@ -80,7 +80,8 @@ class Child:
         """Wait until it is gone."""
         self.process.wait(60)
         self._listener.join()
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
+        assert self.process.stderr
         self.process.stdout.close()
         self.process.stderr.close()
 
@@ -138,7 +139,7 @@ def check_said(child: Child, checked: Checked, key: VerifierKey) -> None:
         if "checkpoint" in line:
             checkpoint, _ = open_checkpoint(line["checkpoint"].encode(), [key])
             assert checked.roots[checkpoint.size] == checkpoint.root
-    times = set(effects[note] for note in effects if note is not None)
+    times = {effects[note] for note in effects if note is not None}
     assert times <= {1, BULK_TIMES}
 
 

@@ -13,7 +13,7 @@ from domain.errors import LedgerError, LogDamagedError
 from ops.rebuild import TABLES, Difference, RebuildReport, rebuild
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
-from tests.real.log.test_races import FundContract, OWNER, fund_contract, matched_contract, release, trained
+from tests.real.log.test_races import OWNER, FundContract, fund_contract, matched_contract, release, trained
 from tests.real.log.world import Add, OpenTally, add, check_database, give, member, open_tally, pay
 
 MIA = member("acme")
@@ -73,7 +73,9 @@ def test_an_untouched_database_is_rebuilt_bit_for_bit(written: str) -> None:
     before = contents(written)
     heard: list[tuple[int, int]] = []
     report = rebuild(written, lambda done, total: heard.append((done, total)), repair=True)
-    assert report.identical and not report.repaired and not report.differences
+    assert report.identical
+    assert not report.repaired
+    assert not report.differences
     assert report.event_count == check_database(written).size == heard[-1][0] == heard[-1][1]
     assert all(len(live) == 128 for live, _ in report.digests.values())
     assert report.events_per_s > 0
@@ -93,7 +95,8 @@ def test_small_chunks_give_the_same_bits(written: str, monkeypatch: pytest.Monke
 
 def test_an_empty_log_is_rebuilt(database_url: str) -> None:
     report = rebuild(database_url)
-    assert report.identical and report.event_count == 0
+    assert report.identical
+    assert report.event_count == 0
 
 
 SPOILS = {
@@ -121,7 +124,7 @@ def test_every_spoiled_row_is_found_named_and_repaired(written: str) -> None:
     for name, statement in SPOILS.items():
         spoil(written, statement)
         changed = {
-            table: {row for row in good[table]} ^ {row for row in rows}
+            table: set(good[table]) ^ set(rows)
             for table, rows in contents(written).items()
         }
         wrong = {table for table, rows in changed.items() if rows}
@@ -129,7 +132,8 @@ def test_every_spoiled_row_is_found_named_and_repaired(written: str) -> None:
         assert not report.identical and {d.table for d in report.differences} == wrong, name
         assert contents(written) != good, "looking repairs nothing"
         again = rebuild(written, repair=True)
-        assert again.repaired and differing(again) == differing(report)
+        assert again.repaired
+        assert differing(again) == differing(report)
         assert contents(written) == good, name
     assert rebuild(written).identical
 
@@ -139,7 +143,10 @@ def test_a_difference_shows_both_rows_and_counts_beyond_what_it_shows(written: s
     (found,) = rebuild(written).differences
     assert isinstance(found, Difference)
     assert (found.table, found.key) == ("accounts", ("fees.platform.USD",))
-    assert found.live and ",1,0" in found.live and found.rebuilt and ",293750000,0" in found.rebuilt
+    assert found.live
+    assert ",1,0" in found.live
+    assert found.rebuilt
+    assert ",293750000,0" in found.rebuilt
     spoil(written, "UPDATE records SET tenant = 'evil'")
     report = rebuild(written)
     assert len(report.differences) == 100
