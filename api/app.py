@@ -62,7 +62,9 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
         app.include_router(router)
     problems.install(app)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
-    app.add_middleware(_Limits, body_bytes_max=settings.body_bytes_max, dataset_bytes_max=settings.dataset_bytes_max)
+    app.add_middleware(
+        _Limits, body_bytes_max=settings.body_bytes_max, dataset_bytes_max=settings.dataset_bytes_max
+    )
     app.add_middleware(_Meter)
     return app
 

@@ -34,6 +34,7 @@ BUDGET = "130.00"
 DEPOSIT = "500.00"
 COMMUNICATION_ROUNDS = 20
 TRAINING_S_MAX = 60
+POLL_S = 0.1
 HISTORY_ROWS_SHOWN = 8
 
 
@@ -253,7 +254,7 @@ def _await_round(stage: Stage, lab: Actor, round_id: str) -> Reply:
             if found.body["status"] not in ("created", "started"):
                 break
             expect(time.monotonic() - began < TRAINING_S_MAX, f"training ends within {TRAINING_S_MAX} s")
-            time.sleep(0.1)
+            time.sleep(POLL_S)
     expect(found.body["status"] == "completed", f"the round completes: {found.body['failure']}")
     return found._replace(elapsed_ms=(time.monotonic() - began) * 1_000)
 
@@ -479,4 +480,7 @@ def _stay(stage: Stage, child: subprocess.Popen[str]) -> None:
     with suppress(KeyboardInterrupt):
         stage.say(f"\nThe service stays up at [bold]{stage.url}[/bold]; a token: [bold]{words}[/bold]")
         stage.say("Ctrl-C ends it.")
-        expect(child.wait() == 0, "the service ended by itself")
+        # Asked again and again: a signal another thread took would not wake a wait without end.
+        while child.poll() is None:
+            time.sleep(POLL_S)
+        raise StoryError(f"the service ended by itself, with {child.returncode}")

@@ -51,7 +51,7 @@ async def caller(request: Request) -> Caller:
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise UnauthorizedError()
+        raise UnauthorizedError
     gate = request.app.state.tokens
     known: Caller | None = gate.recall(token)
     if known is not None:
@@ -64,12 +64,20 @@ Open = Annotated[Runtime, Depends(runtime)]
 Who = Annotated[Caller, Depends(caller)]
 IdempotencyKey = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", description="1 to 255 visible ASCII characters; a repeat hears the first answer."),
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern=r"^[ -~]+$",
+        description="1 to 255 visible ASCII characters; a repeat hears the first answer.",
+    ),
 ]
 IfMatch = Annotated[str | None, Header(alias="If-Match", description='The version expected, such as "3".')]
 Id = Annotated[str, Path(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Wish = Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
-Correlation = Annotated[str | None, Header(alias="X-Correlation-ID", max_length=128, pattern=r"^[\x21-\x7e]+$")]
+Correlation = Annotated[
+    str | None, Header(alias="X-Correlation-ID", max_length=128, pattern=r"^[\x21-\x7e]+$")
+]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Items on the page.")]
 Cursor = Annotated[str | None, Query(max_length=300, description="`next` of the page before.")]
 
@@ -77,7 +85,9 @@ Cursor = Annotated[str | None, Query(max_length=300, description="`next` of the 
 class Envelope:
     """The headers of a write."""
 
-    def __init__(self, key: IdempotencyKey = None, if_match: IfMatch = None, correlation: Correlation = None) -> None:
+    def __init__(
+        self, key: IdempotencyKey = None, if_match: IfMatch = None, correlation: Correlation = None
+    ) -> None:
         self.key = key
         self.correlation = correlation
         self.if_match = _version(if_match)
@@ -107,7 +117,13 @@ async def act(
 ) -> Response:
     """Carry a command out and print its answer."""
     answer = await opened.ledger.act(
-        use_case, command, who, key=sent.key, if_match=sent.if_match, correlation=sent.correlation, gather=gather
+        use_case,
+        command,
+        who,
+        key=sent.key,
+        if_match=sent.if_match,
+        correlation=sent.correlation,
+        gather=gather,
     )
     return printed(answer, status)
 
@@ -152,7 +168,10 @@ _READ = (400, 401, 403, 404, 503)
 
 def _problems(statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     content = {"application/problem+json": {"schema": PROBLEM_SCHEMA}}
-    return {status: {"description": _STATUSES[status].capitalize() + ".", "content": content} for status in statuses}
+    return {
+        status: {"description": _STATUSES[status].capitalize() + ".", "content": content}
+        for status in statuses
+    }
 
 
 READ_PROBLEMS = _problems(_READ)
@@ -202,7 +221,10 @@ def page_of(item: dict[str, Any]) -> dict[str, Any]:
 
 def object_of(**properties: Any) -> dict[str, Any]:
     """Describe an object by its members, all of them present; a member given by a name is of that type."""
-    shaped = {name: {"type": shape} if isinstance(shape, str | list) else shape for name, shape in properties.items()}
+    shaped = {
+        name: {"type": shape} if isinstance(shape, str | list) else shape
+        for name, shape in properties.items()
+    }
     return {"type": "object", "required": list(shaped), "properties": shaped}
 
 
@@ -262,7 +284,7 @@ class JsonRoute(APIRoute):
             asked = _StrictRequest(request.scope, request.receive)
             # Read here: what the body's limits raise would otherwise reach the caller as a parsing error.
             if await asked.body() and not _says_json(request.headers.get("content-type", "")):
-                raise UnsupportedMediaTypeError()
+                raise UnsupportedMediaTypeError
             return await handle(asked)
 
         return strict
@@ -276,7 +298,10 @@ def _says_json(content_type: str) -> bool:
 def body_of(command: type[C], *path_fields: str) -> type[BaseModel]:
     """Give the body of a command: its fields but those that travel in the path."""
     fields: dict[str, Any] = {
-        name: (field.annotation if not field.metadata else Annotated[field.annotation, *field.metadata], field)
+        name: (
+            field.annotation if not field.metadata else Annotated[field.annotation, *field.metadata],
+            field,
+        )
         for name, field in command.model_fields.items()
         if name not in path_fields
     }
@@ -311,9 +336,9 @@ def before_of(cursor: str | None) -> str | None:
     try:
         text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
     except (ValueError, UnicodeDecodeError) as error:
-        raise InvalidCursorError() from error
+        raise InvalidCursorError from error
     if not text or not text.isprintable():
-        raise InvalidCursorError()
+        raise InvalidCursorError
     return text
 
 

@@ -46,6 +46,7 @@ FIELD_ERRORS: dict[str, type[LedgerError]] = {
     "intent": errors.IntentRequiredError,
     "amount": errors.AmountInvalidError,
     "currency": errors.CurrencyUnknownError,
+    "Idempotency-Key": errors.InvalidIdempotencyKeyError,
 }
 # The same word in another place.
 PATH_FIELD_ERRORS: dict[tuple[str, str], type[LedgerError]] = {
@@ -79,7 +80,7 @@ def _printed(problem: dict[str, Any], status: int, headers: dict[str, str] | Non
     return Response(json.dumps(problem, default=str), status, headers, media_type=MEDIA_TYPE)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, LedgerError)
     return respond(error)
 
@@ -142,12 +143,9 @@ async def _http(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """List the methods a path answers, over all of its routes; the router knows of the first only."""
-    scope = dict(request.scope)
-    methods = []
-    for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"):
-        if any(route.matches(scope | {"method": method})[0] is Match.FULL for route in request.app.routes):
-            methods.append(method)
-    return methods
+    scope, routes = dict(request.scope), request.app.routes
+    methods = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+    return [m for m in methods if any(r.matches(scope | {"method": m})[0] is Match.FULL for r in routes)]
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -59,7 +59,9 @@ class _Kept:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(_not_null, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         shown = handler(schema)
         kinds = [kind for kind in shown.pop("anyOf", []) if kind != {"type": "null"}]
         return shown | kinds[0] if kinds else shown
@@ -77,6 +79,7 @@ def _distinct(items: list[str]) -> list[str]:
     return items
 
 
+Id = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")]
 Kept = Annotated[T | None, _Kept()]
 _RFC_3339 = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})$"
 

@@ -240,7 +240,8 @@ class Case:
 
     def commit(self, key: Key | None) -> Commit:
         """Make the commit of what was decided; it falls with the pending ones it was decided on."""
-        after = [r.commit for r in self._reads.values() if r.commit is not None and not r.commit.done]
+        # One that the writer has just refused counts too: it was still pending when this was decided on top of it.
+        after = [r.commit for r in self._reads.values() if r.commit is not None and r.commit.position is None]
         states = [
             state_of(r.aggregate, r.address) for r in self._touched.values() if r.aggregate and r.address
         ]
@@ -393,7 +394,8 @@ class Ledger:
         try:
             self._log.submit(commit)
         except BaseException as refusal:
-            commit.error = refusal  # it never reached the queue, and nobody may wait for it
+            # It never reached the queue, and nobody may wait for it.
+            commit.error, commit.future = refusal, None
             raise
         assert commit.future is not None
         await commit.future
@@ -487,14 +489,19 @@ class Ledger:
             watch.changes += 1
 
     async def _quiet(self, stream: str) -> None:
-        """Wait until no commit of a spoiled aggregate is under way."""
+        """Wait until no commit of a spoiled aggregate is under way.
+
+        A refusal is known before the rest of its batch is written; its future is resolved after that.
+        """
         spoiled = self._residents.get(stream)
-        while spoiled is not None and spoiled.commit is not None and not spoiled.commit.done:
+        while spoiled is not None and spoiled.commit is not None:
             future = spoiled.commit.future
-            if future is None or future.done():
+            if future is not None and not future.done():
+                await asyncio.wait([future])
+            elif not spoiled.commit.done:
                 await asyncio.sleep(0.001)  # its caller went away; the commit is still under way
             else:
-                await asyncio.wait([future])
+                return
 
     # ------------------------------------------------------------------ keys
 

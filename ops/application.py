@@ -216,7 +216,7 @@ class LedgerFactory(InfrastructureFactory[TrackingRecorder]):
     def application_recorder(self) -> ApplicationRecorder:
         return self._recorder
 
-    def tracking_recorder(self, tracking_recorder_class: Any = None) -> TrackingRecorder:
+    def tracking_recorder(self, *_: Any, **__: Any) -> TrackingRecorder:
         raise InfrastructureFactoryError("followers keep their own position, beside what they write")
 
     def process_recorder(self) -> ProcessRecorder:

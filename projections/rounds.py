@@ -88,13 +88,27 @@ class RoundRunner:
             training = loaded[f"round/{round_id}"].aggregate
             assert isinstance(training, Round)
             try:
-                await self._deliver(training, causation)
-            except RoundFailure as failure:
-                await self._give_up(training, failure, causation)
+                await self._carry_out(training, causation)
             except LedgerError as refusal:
                 # Overtaken by another runner, or the log is away: the round stays started and is taken up again.
-                log.warning("round_not_delivered", round_id=round_id, code=refusal.code, detail=refusal.message)
+                log.warning(
+                    "round_not_delivered", round_id=round_id, code=refusal.code, detail=refusal.message
+                )
             telemetry.MARKET_ROUND_SECONDS.observe(time.perf_counter() - started)
+
+    async def _carry_out(self, training: Round, causation: str | None) -> None:
+        """Deliver a round or give it up; whatever goes wrong with it alone must not keep its escrow for ever."""
+        try:
+            await self._deliver(training, causation)
+        except RoundFailure as failure:
+            await self._give_up(training, failure, causation)
+        except LedgerError as refusal:
+            if refusal.status == 409 or refusal.status >= 500:
+                raise
+            await self._give_up(training, RoundFailure(refusal.code, refusal.message), causation)
+        except Exception as bug:
+            log.error("round_bug", round_id=training.id, exc_info=bug)
+            await self._give_up(training, RoundFailure("internal", "the service made a mistake"), causation)
 
     async def _deliver(self, training: Round, causation: str | None) -> None:
         datasets = {task.offer_id: await self._dataset(task) for task in training.tasks}
@@ -125,7 +139,9 @@ class RoundRunner:
         """Put the objects of a result into the store and write the command that names them."""
         objects = self._runtime.objects
         sellers = {task.offer_id: task.seller for task in training.tasks}
-        updates = [_accepted(u, sellers[u.seller], await objects.put(encode_update(u))) for u in result.updates]
+        updates = [
+            _accepted(u, sellers[u.seller], await objects.put(encode_update(u))) for u in result.updates
+        ]
         broadcast = Model(result.model.schema, result.broadcast)
         return CompleteRound(
             round_id=training.id,
@@ -159,9 +175,12 @@ async def attest(runtime: Runtime, training: Round) -> bool:
         return False
     try:
         model = decode_model(await runtime.objects.get(training.model_address), training.model_address)
-        broadcast = decode_model(await runtime.objects.get(training.broadcast_address), training.broadcast_address)
+        broadcast = decode_model(
+            await runtime.objects.get(training.broadcast_address), training.broadcast_address
+        )
         updates: Sequence[Update] = [
-            decode_update(await runtime.objects.get(u.update_address), u.update_address) for u in training.updates
+            decode_update(await runtime.objects.get(u.update_address), u.update_address)
+            for u in training.updates
         ]
         averaged = await asyncio.to_thread(fedavg.aggregate, updates, broadcast.weights, training.options)
     except LedgerError as damaged:

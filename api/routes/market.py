@@ -188,7 +188,7 @@ async def list_offer(command: ListOffer, opened: Open, who: Who, sent: Sent) -> 
 @router.get("/offers", responses=lists(Offer))
 async def find_offers(
     opened: Open,
-    who: Who,
+    who: Who,  # noqa: ARG001 - offers are on show to everybody with a token
     status: Literal["active", "paused", "retired", "expired"] | None = None,
     seller_node_id: Wish = None,
     modality: Wish = None,
@@ -410,7 +410,7 @@ async def _intent_of(opened: Runtime, who: Caller, command: Preview, now: str) -
         assert isinstance(loaded.aggregate, Intent)
         return loaded.aggregate
     if command.intent is None:
-        raise IntentRequiredError()
+        raise IntentRequiredError
     opening = msgspec.structs.asdict(intents.opening(command.intent, now))
     return Intent(id="preview", tenant=who.tenant, **opening)
 
@@ -446,7 +446,9 @@ async def get_contract(contract_id: Id, opened: Open, who: Who, as_of: AsOf = No
 
 @router.get(
     "/contracts/{contract_id}/timeline",
-    responses=answers(object_of(stream={"type": "string"}, entries={"type": "array", "items": {"type": "object"}})),
+    responses=answers(
+        object_of(stream={"type": "string"}, entries={"type": "array", "items": {"type": "object"}})
+    ),
 )
 async def get_timeline(contract_id: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
     """Tell a contract's parties what happened to it, in order."""

@@ -57,7 +57,9 @@ TRIAL = object_of(
     balanced="boolean",
     currencies={
         "type": "array",
-        "items": object_of(currency="string", debits="string", credits="string", held="string", balanced="boolean"),
+        "items": object_of(
+            currency="string", debits="string", credits="string", held="string", balanced="boolean"
+        ),
     },
 )
 
@@ -123,7 +125,7 @@ def _position(cursor: str | None) -> tuple[int, int] | None:
         return None
     position, _, leg = text.partition(".")
     if not (position.isdigit() and leg.isdigit() and len(text) < 30):
-        raise InvalidCursorError()
+        raise InvalidCursorError
     return int(position), int(leg)
 
 
@@ -163,19 +165,19 @@ async def trial_balance(opened: Open, who: Who) -> Response:
     """Sum all accounts by currency: debits must equal credits, and the service says whether they do."""
     need_role(who, "operator", "auditor", "billing")
     debits: dict[str, int] = {}
-    credits: dict[str, int] = {}
+    credited: dict[str, int] = {}
     held: dict[str, int] = {}
     for balance in await opened.reader.balances():
-        side = debits if balance.side == "debit" else credits
+        side = debits if balance.side == "debit" else credited
         side[balance.currency] = side.get(balance.currency, 0) + balance.balance_nano
         held[balance.currency] = held.get(balance.currency, 0) + balance.held_nano
     rows = [
         {
             "currency": currency,
             "debits": print_nano(debits.get(currency, 0), currency),
-            "credits": print_nano(credits.get(currency, 0), currency),
+            "credits": print_nano(credited.get(currency, 0), currency),
             "held": print_nano(held[currency], currency),
-            "balanced": debits.get(currency, 0) == credits.get(currency, 0),
+            "balanced": debits.get(currency, 0) == credited.get(currency, 0),
         }
         for currency in sorted(held)
     ]

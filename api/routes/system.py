@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 
@@ -12,8 +14,16 @@ from ops import telemetry
 router = APIRouter(tags=["system"])
 
 READY = object_of(status={"const": "ready"}, origin="string", size="integer")
-AWAY = {"description": "The log cannot be read.", "content": {"application/json": {"schema": {"type": "object"}}}}
-TEXT = {200: {"description": "The Prometheus text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+AWAY: dict[str, Any] = {
+    "description": "The log cannot be read.",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+}
+TEXT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The Prometheus text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+}
 KEYS = object_of(keys={"type": "array", "items": {"type": "object"}})
 
 

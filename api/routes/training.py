@@ -40,7 +40,9 @@ router = APIRouter(prefix="/v1", tags=["training"], route_class=JsonRoute)
 
 
 @router.post("/rounds", status_code=202, responses=shows(Round, 202))
-async def start_round(command: rounds.StartRound, opened: Open, who: Who, sent: Sent, request: Request) -> Response:
+async def start_round(
+    command: rounds.StartRound, opened: Open, who: Who, sent: Sent, request: Request
+) -> Response:
     """Start a training round under a funded contract; it runs in the background."""
     response = await act(opened, rounds.start_round, command, who, sent, status=202)
     started = msgspec.json.decode(response.body)
@@ -163,7 +165,8 @@ async def metrics_summary(opened: Open, who: Who) -> Response:
             },
             "governance": {
                 "disputes_total": counts.get(("dispute", None), 0),
-                "disputes_open": counts.get(("dispute", "open"), 0) + counts.get(("dispute", "under_review"), 0),
+                "disputes_open": counts.get(("dispute", "open"), 0)
+                + counts.get(("dispute", "under_review"), 0),
             },
             "federated_learning": {
                 "current_round": latest["id"] if latest else None,
@@ -185,4 +188,3 @@ async def _newest(opened: Runtime, who: Caller, wanted: RecordFilter) -> dict[st
         wanted = wanted._replace(party=who.tenant)
     found = await opened.reader.records(wanted, before=None, limit=1)
     return found[0] if found else None
-

@@ -198,7 +198,9 @@ def opening(command: OpenIntent, now: str) -> Intent.Opened:
     if currency not in CURRENCY_DIGITS:
         raise CurrencyUnknownError(field="currency")
     if budget is not None and budget.currency != currency:
-        raise CurrencyMismatchError("the currency of an intent is its budget's", budget=budget.currency, intent=currency)
+        raise CurrencyMismatchError(
+            "the currency of an intent is its budget's", budget=budget.currency, intent=currency
+        )
     return Intent.Opened(
         round_id=command.round_id,
         model_owner_id=command.model_owner_id,

@@ -315,7 +315,22 @@ def _columns(candidates: Sequence[Candidate]) -> _Columns:
     rows = list(zip(*map(msgspec.structs.astuple, offers), strict=True)) or [()] * len(
         Candidate.__struct_fields__
     )
-    ids, _, seller, prices, tasks, modality, status, expires_at, qualities, _, successes, failures, _, least = rows
+    (
+        ids,
+        _,
+        seller,
+        prices,
+        tasks,
+        modality,
+        status,
+        expires_at,
+        qualities,
+        _,
+        successes,
+        failures,
+        _,
+        least,
+    ) = rows
     if len(set(ids)) != len(ids):
         raise ValueError("each offer can be a candidate once")
     quality = np.array(qualities, dtype=np.int64)

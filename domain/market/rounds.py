@@ -17,7 +17,7 @@ from domain.errors import (
     StaleFenceError,
     StatusTransitionError,
 )
-from domain.fields import Command
+from domain.fields import Command, Id
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.market.contracts import Contract, check_unsettled
@@ -182,7 +182,7 @@ class StartRound(Command):
     fence is needed while the tenant is in training mode; communication_rounds must reach every offer's min_rounds.
     """
 
-    contract_id: str = Field(min_length=1)
+    contract_id: Id
     fence: int | None = Field(None, ge=1)
     communication_rounds: int = Field(20, ge=1, le=1_000)
     local_steps: int = Field(10, ge=1, le=1_000)

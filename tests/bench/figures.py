@@ -31,7 +31,8 @@ WAL_MB = 600
 class Figure(NamedTuple):
     """One measured figure.
 
-    Units: value and baseline in `unit`; `ratio` is value over baseline. at_least and at_most say what it must reach.
+    Units: value and baseline in `unit`; `ratio` is value over baseline. at_least and at_most say what the ratio
+    must reach, value_at_most what the value must.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Figure(NamedTuple):
     ratio: float
     at_least: float | None = None
     at_most: float | None = None
+    value_at_most: float | None = None
 
     @property
     def met(self) -> bool:
@@ -48,6 +50,7 @@ class Figure(NamedTuple):
         return not (
             (self.at_least is not None and self.ratio < self.at_least)
             or (self.at_most is not None and self.ratio > self.at_most)
+            or (self.value_at_most is not None and self.value > self.value_at_most)
         )
 
 

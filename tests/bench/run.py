@@ -63,6 +63,7 @@ def line(figure: Figure) -> str:
     """Print a figure."""
     bar = "" if figure.at_least is None else f">= {figure.at_least:g}"
     bar = bar if figure.at_most is None else f"<= {figure.at_most:g}"
+    bar = bar if figure.value_at_most is None else f"value <= {figure.value_at_most:g}"
     verdict = f"  {bar} {'met' if figure.met else 'MISSED'}" if bar else ""
     numbers = f"{figure.value:>12,.6g} {figure.unit:12} {figure.baseline:>12,.6g} {figure.ratio:>9.3f}"
     return f"{figure.name:36} {numbers}{verdict}"

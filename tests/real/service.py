@@ -65,7 +65,9 @@ def serving(settings: Settings) -> Iterator[Service]:
     found: dict[str, Any] = {}
     with listen("127.0.0.1", 0) as bound:
         app = create_app(settings)
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(config)
 
         async def serve() -> None:
@@ -77,7 +79,7 @@ def serving(settings: Settings) -> Iterator[Service]:
         def work() -> None:
             try:
                 asyncio.run(serve())
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - told to the thread that waits
                 found["error"] = error
             started.set()
 

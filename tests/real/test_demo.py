@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -155,22 +157,36 @@ def test_a_service_that_cannot_start_is_said_with_its_own_words(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    """Read what a terminal shows until it shows this."""
+    seen = b""
+    until = time.monotonic() + END_S_MAX
+    while wanted not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, until - time.monotonic()))
+        assert ready, seen.decode(errors="replace")
+        seen += os.read(terminal, 65_536)
+    return seen
+
+
 def test_on_a_terminal_it_stays_up_until_it_is_stopped(repository_root: Path, tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    environment = {name: value for name, value in an_environment().items() if name != "CI"}
-    with subprocess.Popen(
+    child = subprocess.Popen(
         [*SOMA, "demo", "--data-dir", str(tmp_path)],
-        cwd=repository_root, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    ) as child:  # fmt: skip
-        os.close(theirs)
-        seen = b""
-        until = time.monotonic() + END_S_MAX
-        while b"Ctrl-C ends it." not in seen:
-            assert time.monotonic() < until, seen.decode(errors="replace")
-            seen += os.read(ours, 65_536)
+        cwd=repository_root,
+        env={name: value for name, value in an_environment().items() if name != "CI"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        seen = read_until(ours, b"Ctrl-C ends it.")
         assert child.poll() is None
         assert b"soma token --data-dir" in seen
         os.killpg(child.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
         assert child.wait(END_S_MAX) == 0
-    os.close(ours)
+    finally:
+        child.terminate()
+        child.wait(END_S_MAX)
+        os.close(ours)

@@ -179,7 +179,11 @@ def seal(case: Case, command: Seal) -> Jar:
     """Seal a jar; the fee is paid with it."""
     jar = case.get(Jar, command.name)
     currency = command.fee.currency
-    entry = payment(ensure(case, "wallet", case.caller.tenant, currency), ensure(case, "fees", "platform", currency), command.fee)
+    entry = payment(
+        ensure(case, "wallet", case.caller.tenant, currency),
+        ensure(case, "fees", "platform", currency),
+        command.fee,
+    )
     return case.emit(jar, Jar.Sealed(money=[entry]))
 
 
@@ -304,7 +308,9 @@ class GatePromises:
     async def test_a_busy_aggregate_is_decided_on_what_is_still_on_its_way(self, world):
         await world.ledger.act(open_jar, Named(name="j"), ANNA)
         with held_up(world):
-            waiting = [asyncio.create_task(world.ledger.act(add, Add(name="j", count=n), ANNA)) for n in range(40)]
+            waiting = [
+                asyncio.create_task(world.ledger.act(add, Add(name="j", count=n), ANNA)) for n in range(40)
+            ]
             await asyncio.sleep(0)
             assert not any(task.done() for task in waiting)
         answers = [read(answer) for answer in await asyncio.gather(*waiting)]
@@ -453,7 +459,15 @@ class GatePromises:
     @promise
     async def test_keys_of_different_callers_never_meet(self, world):
         await world.ledger.act(open_jar, Named(name="j"), ANNA)
-        callers = [("a", "bc"), ("ab", "c"), ("abc", ""), ("", "abc"), ("c", "ab"), ("1:a", "b"), ("a1:", "b")]
+        callers = [
+            ("a", "bc"),
+            ("ab", "c"),
+            ("abc", ""),
+            ("", "abc"),
+            ("c", "ab"),
+            ("1:a", "b"),
+            ("a1:", "b"),
+        ]
         for subject, tenant in callers:
             caller = Caller(subject, tenant, frozenset())
             assert not (await world.ledger.act(add, Add(name="j"), caller, key="k")).repeated
@@ -505,7 +519,9 @@ class GatePromises:
     async def test_others_go_on_where_a_caller_went_away_before_the_commit(self, world):
         await world.ledger.act(open_jar, Named(name="j"), ANNA)
         with held_up(world):
-            tasks = [asyncio.create_task(world.ledger.act(add, Add(name="j"), ANNA, key=str(n))) for n in range(6)]
+            tasks = [
+                asyncio.create_task(world.ledger.act(add, Add(name="j"), ANNA, key=str(n))) for n in range(6)
+            ]
             await asyncio.sleep(0.02)
             tasks[1].cancel()
             tasks[4].cancel()

@@ -60,7 +60,9 @@ class PlainBook:
         return debits if self.opened[name].side == "debit" else -debits
 
     def held(self, name: str) -> Fraction:
-        return sum((a for h, (n, a, _) in self.holds.items() if n == name and h not in self.ended), Fraction(0))
+        return sum(
+            (a for h, (n, a, _) in self.holds.items() if n == name and h not in self.ended), Fraction(0)
+        )
 
     def tried(self, entries: list[Entry]) -> PlainBook | None:
         """Give the book after a group, or None where it breaks a rule."""
@@ -87,7 +89,9 @@ class PlainBook:
                     return False
                 account, amount, currency = self.holds[entry.hold]
                 sign = 1 if self.opened[account].side == "credit" else -1
-                paid = sum((sign * Fraction(p.amount) for p in entry.postings if p.account == account), Fraction(0))
+                paid = sum(
+                    (sign * Fraction(p.amount) for p in entry.postings if p.account == account), Fraction(0)
+                )
                 return currency == entry.currency and paid <= amount and self.moves(entry)
             case Transfer():
                 return self.moves(entry)
@@ -118,7 +122,9 @@ names = st.sampled_from(NAMES)
 holds = st.sampled_from(HOLDS)
 money_of = st.sampled_from(["USD", "USD", "USD", "EUR"])
 amounts = st.one_of(
-    st.integers(1, 40).map(str), st.sampled_from(["0.000000001", "0.5", "12.50"]), st.sampled_from(["0", "-3"])
+    st.integers(1, 40).map(str),
+    st.sampled_from(["0.000000001", "0.5", "12.50"]),
+    st.sampled_from(["0", "-3"]),
 )
 
 
@@ -161,19 +167,20 @@ class BookMachine(RuleBasedStateMachine):
         self.run([Open("cash", "USD", "debit", False), Open("euros", "EUR", "debit", False)])
         self.run([Open("credit", "USD", "credit", True)])
         if sum_paid_in:
-            self.run([Transfer("USD", [Posting("cash", str(sum_paid_in)), Posting("wallet.a", f"-{sum_paid_in}")])])
+            self.run(
+                [Transfer("USD", [Posting("cash", str(sum_paid_in)), Posting("wallet.a", f"-{sum_paid_in}")])]
+            )
 
     @rule(group=st.lists(entries, min_size=1, max_size=3))
     def run(self, group: list[Entry]) -> None:
         before = copy.deepcopy((self.book.accounts, self.book.holds))
         after = self.plain.tried(group)
-        try:
-            moves = self.book.apply(group)
-        except LedgerError as refusal:
-            assert after is None, f"refused with {refusal.code}, the plain book accepts"
+        if after is None:
+            with pytest.raises(LedgerError):
+                self.book.apply(group)
             assert (self.book.accounts, self.book.holds) == before
             return
-        assert after is not None, "the plain book refuses"
+        moves = self.book.apply(group)
         assert len(moves) == len(group)
         self.plain = after
         self.moves += [move for each in moves for move in each]
@@ -242,7 +249,11 @@ def a_book(balance: str = "100") -> Book:
 
 def balances(book: Book) -> dict[str, str]:
     """Print what each account has."""
-    return {name: Money.of(a.balance_nano, a.currency).amount for name, a in book.accounts.items() if a.balance_nano}
+    return {
+        name: Money.of(a.balance_nano, a.currency).amount
+        for name, a in book.accounts.items()
+        if a.balance_nano
+    }
 
 
 class TestTransfer:
@@ -269,8 +280,14 @@ class TestTransfer:
             (payment("wallet.a", "wallet.b", usd("0")), UnbalancedError),
             (Transfer("USD", []), UnbalancedError),
             (Transfer("USD", [Posting("wallet.a", "1")]), UnbalancedError),
-            (Transfer("USD", [Posting("wallet.a", "1"), Posting("wallet.b", "-0.999999999")]), UnbalancedError),
-            (Transfer("USD", [Posting("wallet.a", "1.0000000001"), Posting("wallet.b", "-1")]), AmountInvalidError),
+            (
+                Transfer("USD", [Posting("wallet.a", "1"), Posting("wallet.b", "-0.999999999")]),
+                UnbalancedError,
+            ),
+            (
+                Transfer("USD", [Posting("wallet.a", "1.0000000001"), Posting("wallet.b", "-1")]),
+                AmountInvalidError,
+            ),
             (Transfer("USD", [Posting("wallet.a", "0"), Posting("wallet.b", "0")]), UnbalancedError),
             (Open("cash", "USD", "debit", False), AccountExistsError),
             (Hold("h", "wallet.a", "100.01", "USD"), InsufficientFundsError),
@@ -286,7 +303,9 @@ class TestTransfer:
         book = a_book()
         before = copy.deepcopy((book.accounts, book.holds))
         with pytest.raises(error):
-            book.apply([payment("wallet.a", "wallet.b", usd("0.000000001")), Open("x", "USD", "debit", True), entry])
+            book.apply(
+                [payment("wallet.a", "wallet.b", usd("0.000000001")), Open("x", "USD", "debit", True), entry]
+            )
         assert (book.accounts, book.holds) == before
         with pytest.raises(error):
             book.apply([entry])
@@ -348,7 +367,10 @@ class TestHold:
         ("entry", "error"),
         [
             (settlement("h", "wallet.a", [("wallet.b", usd("60.000000001"))]), HoldExceededError),
-            (settlement("h", "wallet.a", [("wallet.b", usd("40")), ("fees", usd("20.01"))]), HoldExceededError),
+            (
+                settlement("h", "wallet.a", [("wallet.b", usd("40")), ("fees", usd("20.01"))]),
+                HoldExceededError,
+            ),
             (Post("h", "EUR", [Posting("wallet.a", "1"), Posting("euros", "-1")]), CurrencyMismatchError),
             (settlement("h", "wallet.a", [("euros", usd("1"))]), CurrencyMismatchError),
             (settlement("h", "wallet.a", [("nobody", usd("1"))]), AccountNotFoundError),

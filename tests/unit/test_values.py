@@ -34,8 +34,11 @@ nanos = st.one_of(
     st.integers(-20, 20),
     st.integers(-1_000_000, 1_000_000).map(lambda n: n * NANO // 1000),
 )
-moments = st.datetimes(
-    min_value=datetime(2, 1, 1), max_value=datetime(9998, 12, 31), timezones=st.timezones() | st.just(UTC)
+years = st.integers(2, 9998)
+moments = st.builds(
+    lambda year, at: at.replace(year=year, day=min(at.day, 28)),
+    years,
+    st.datetimes(timezones=st.timezones() | st.just(UTC)),
 )
 
 NOT_AMOUNTS = [
@@ -135,7 +138,9 @@ class TestMoney:
         assert adapter.validate_json(adapter.dump_json(money)) == money
         assert msgspec.json.decode(msgspec.json.encode(money), type=Money) == money
 
-    @pytest.mark.parametrize("amount", [*NOT_AMOUNTS, *NOT_TEXT, "-1", "-0.000000001", "1000000000000.000000001"])
+    @pytest.mark.parametrize(
+        "amount", [*NOT_AMOUNTS, *NOT_TEXT, "-1", "-0.000000001", "1000000000000.000000001"]
+    )
     def test_a_malformed_negative_or_absurd_amount_is_refused_on_the_wire(self, amount):
         with pytest.raises(ValidationError):
             TypeAdapter(Money).validate_python({"amount": amount, "currency": "USD"})

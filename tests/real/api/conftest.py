@@ -22,7 +22,9 @@ def _world(database_url: str, data_dir: Path) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def world(server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     """Run one service for all tests of a file."""
     with (
         lending(server_url, template_database) as url,

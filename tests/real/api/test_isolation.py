@@ -67,7 +67,16 @@ def things(world: World) -> Things:
         "size": 1,
         "path": "entries/000.p/1",
     }
-    words = (OWNER, SELLER, "alpha-words", "beta-words", "alpha-memo", "alpha-reason", done["id"], dispute["id"])
+    words = (
+        OWNER,
+        SELLER,
+        "alpha-words",
+        "beta-words",
+        "alpha-memo",
+        "alpha-reason",
+        done["id"],
+        dispute["id"],
+    )
     return Things(owner, seller, names, words)
 
 
@@ -114,8 +123,12 @@ def ask(speaker: Speaker | None, world: World, route: Route, things: Things) -> 
     else:
         content, headers = None, {}
     if speaker is None:
-        return world.client.request(route.method, path, params=params, json=body, content=content, headers=headers)
-    return speaker.ask(route.method, path, body, params=params, headers=headers, **({"content": content} if content else {}))
+        return world.client.request(
+            route.method, path, params=params, json=body, content=content, headers=headers
+        )
+    return speaker.ask(
+        route.method, path, body, params=params, headers=headers, **({"content": content} if content else {})
+    )
 
 
 def everything(world: World) -> dict[str, Any]:
@@ -160,7 +173,9 @@ def test_a_stranger_sees_nothing_of_others_and_changes_nothing(world: World, thi
             continue
         if answer.is_success:
             own = route.path == "/v1/transfers" and route.method == "POST"
-            assert own or not [word for word in things.words if word in answer.text], f"{route}: {answer.text[:300]}"
+            assert own or not [word for word in things.words if word in answer.text], (
+                f"{route}: {answer.text[:300]}"
+            )
         elif route.needs_token and "{" in route.path:
             assert answer.status_code in (403, 404), f"{route}: {answer.text}"
             assert not {"selected_offers", "alpha-words", "beta-words"} & set(answer.text.split('"')), route
@@ -173,7 +188,7 @@ def test_names_of_others_are_as_good_as_absent(world: World, things: Things) -> 
         if "{" not in route.path or not route.needs_token or route.path in ON_SHOW or "/log/" in route.path:
             continue
         there = ask(stranger, world, route, things)
-        names = {name: "nothing-of-this-name" for name in things.names}
+        names = dict.fromkeys(things.names, "nothing-of-this-name")
         absent = ask(stranger, world, route, things._replace(names=things.names | names))
         assert (there.status_code, there.json()["code"]) == (absent.status_code, absent.json()["code"]), route
 
@@ -264,7 +279,9 @@ def test_a_role_that_may_not_is_refused_even_at_home(world: World, things: Thing
         roles: frozenset[str] = use_case.roles  # type: ignore[attr-defined]
         if role not in roles:
             answer = ask(at_home, world, Route(method, path, True), things)
-            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), f"{method} {path}: {answer.text}"
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), (
+                f"{method} {path}: {answer.text}"
+            )
     assert world.size == size
     assert everything(world) == before
 

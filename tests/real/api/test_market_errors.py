@@ -67,7 +67,17 @@ BAD_SHARES: list[Any] = [
     7, -5, 0.5, 0, 1, True, None, "7", "-5", "-0.1", "1.1", "1.0000001", "inf", "NaN", "abc", "", " 0.5", "0.5\n",
     "1e-1", "\u0660", "0.", ".5", [], {},
 ]  # fmt: skip
-BAD_LABELS: list[Any] = [None, "x", {}, [1], [""], ["a", "a"], ["\u0000"], ["x" * 129], [f"t{n}" for n in range(33)]]
+BAD_LABELS: list[Any] = [
+    None,
+    "x",
+    {},
+    [1],
+    [""],
+    ["a", "a"],
+    ["\u0000"],
+    ["x" * 129],
+    [f"t{n}" for n in range(33)],
+]
 BAD_WORDS: list[Any] = [MISSING, None, "", 5, True, [], "x" * 129, "\u0000", " a", "-a", "\u00e9"]
 BAD_TIMES: list[Any] = [
     PAST, "0999-01-01T00:00:00Z", "0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", "2099-01-01T00:00:00",
@@ -86,7 +96,10 @@ OFFER_FIELDS: dict[str, tuple[str, list[Any]]] = {
     "allowed_tasks": ("invalid_allowed_tasks", BAD_LABELS),
     "title": ("invalid_field", ["x" * 201, None, 5]),
     "description": ("invalid_field", ["x" * 2_001, None, 5]),
-    "label_schema": ("invalid_field", [[], None, 5, {"a": 0.5}, {"\u00e9": 1}, {"a": "x" * 20_000}, {"a": 2**53}]),
+    "label_schema": (
+        "invalid_field",
+        [[], None, 5, {"a": 0.5}, {"\u00e9": 1}, {"a": "x" * 20_000}, {"a": 2**53}],
+    ),
 }
 INTENT_FIELDS: dict[str, tuple[str, list[Any]]] = {
     "model_owner_id": ("model_owner_id_required", BAD_WORDS),
@@ -128,7 +141,9 @@ def test_a_bad_field_of_an_offer_has_its_code(world: World, field: str, code: st
 
 
 @pytest.mark.parametrize(("field", "code", "values"), each_field(INTENT_FIELDS))
-def test_a_bad_field_of_an_intent_has_its_code(world: World, field: str, code: str, values: list[Any]) -> None:
+def test_a_bad_field_of_an_intent_has_its_code(
+    world: World, field: str, code: str, values: list[Any]
+) -> None:
     owner, size = world.owner("strict"), world.size
     answers = [owner.post("/v1/intents", with_field(intent_body("strict"), field, bad)) for bad in values]
     check_field(answers, field, code)
@@ -136,7 +151,9 @@ def test_a_bad_field_of_an_intent_has_its_code(world: World, field: str, code: s
 
 
 @pytest.mark.parametrize(("field", "code", "values"), each_field(OFFER_FIELDS))
-def test_a_bad_change_of_an_offer_changes_nothing(world: World, field: str, code: str, values: list[Any]) -> None:
+def test_a_bad_change_of_an_offer_changes_nothing(
+    world: World, field: str, code: str, values: list[Any]
+) -> None:
     seller = world.provider("strict")
     if field in ("seller_node_id", "dataset_fingerprint"):
         field, code, values = field, "unknown_field", ["node-2"]
@@ -148,7 +165,9 @@ def test_a_bad_change_of_an_offer_changes_nothing(world: World, field: str, code
 
 
 @pytest.mark.parametrize(("field", "code", "values"), each_field(INTENT_FIELDS))
-def test_a_bad_change_of_an_intent_changes_nothing(world: World, field: str, code: str, values: list[Any]) -> None:
+def test_a_bad_change_of_an_intent_changes_nothing(
+    world: World, field: str, code: str, values: list[Any]
+) -> None:
     owner = world.owner("strict")
     if field == "model_owner_id":
         code, values = "unknown_field", ["lab-2"]
@@ -175,15 +194,27 @@ def test_a_change_that_ends_in_a_refused_step_changes_nothing(world: World) -> N
 def test_a_status_that_does_not_exist_is_refused(world: World, bad: Any) -> None:
     offer = world.offer(world.provider("strict"), dataset_fingerprint=UNSEEN)
     intent = world.intent(world.owner("strict"))
-    refused(world.provider("strict").patch(f"/v1/offers/{offer['id']}", {"status": bad}), 400, "invalid_status")
-    refused(world.owner("strict").patch(f"/v1/intents/{intent['id']}", {"status": bad}), 400, "invalid_status")
+    refused(
+        world.provider("strict").patch(f"/v1/offers/{offer['id']}", {"status": bad}), 400, "invalid_status"
+    )
+    refused(
+        world.owner("strict").patch(f"/v1/intents/{intent['id']}", {"status": bad}), 400, "invalid_status"
+    )
 
 
 def test_zero_is_a_value(world: World) -> None:
     offer = world.offer(
-        world.provider("zero"), dataset_fingerprint=UNSEEN, quality_score="0", price_per_round=money("0"), sample_count=0
+        world.provider("zero"),
+        dataset_fingerprint=UNSEEN,
+        quality_score="0",
+        price_per_round=money("0"),
+        sample_count=0,
     )
-    assert (offer["quality_score"], offer["price_per_round"]["amount"], offer["sample_count"]) == ("0", "0.00", 0)
+    assert (offer["quality_score"], offer["price_per_round"]["amount"], offer["sample_count"]) == (
+        "0",
+        "0.00",
+        0,
+    )
     revised = world.provider("zero").patch(f"/v1/offers/{offer['id']}", {"quality_score": "1.000000"}).json()
     assert revised["quality_score"] == "1.000000"
     intent = world.intent(world.owner("zero"), budget_total=money("0"), min_quality_score="0")
@@ -193,11 +224,15 @@ def test_zero_is_a_value(world: World) -> None:
 def test_a_budget_of_zero_buys_nothing_and_null_is_unlimited(world: World) -> None:
     seller, owner = world.provider("shop"), world.owner("zero")
     price = money("999999999999")
-    offer = world.offer(seller, dataset_fingerprint=UNSEEN, allowed_tasks=["zero-task"], price_per_round=price)
+    offer = world.offer(
+        seller, dataset_fingerprint=UNSEEN, allowed_tasks=["zero-task"], price_per_round=price
+    )
     none = world.intent(owner, task_type="zero-task", budget_total=money("0"))
     problem = refused(owner.post(f"/v1/intents/{none['id']}/match", {}), 422, "no_compatible_offers_found")
     diagnostics = problem["details"]["diagnostics"]
-    assert {one["offer_id"]: one["reasons"] for one in diagnostics["per_offer"]}[offer["id"]] == ["budget_rejected"]
+    assert {one["offer_id"]: one["reasons"] for one in diagnostics["per_offer"]}[offer["id"]] == [
+        "budget_rejected"
+    ]
     contract = world.contract(owner, task_type="zero-task", budget_total=None)
     assert contract["agreed_price_per_round_total"]["amount"] == "999999999999.00"
 
@@ -267,7 +302,9 @@ def test_a_deep_object_is_refused_or_kept(world: World, depth: int) -> None:
     answer = raw(world, body + b', "label_schema": ' + deep + b"}")
     assert answer.status_code in (201, 400), answer.text[:300]
     if answer.status_code == 201:
-        assert world.provider("raw").get(f"/v1/offers/{answer.json()['id']}").json()["label_schema"] == json.loads(deep)
+        assert world.provider("raw").get(f"/v1/offers/{answer.json()['id']}").json()[
+            "label_schema"
+        ] == json.loads(deep)
 
 
 def test_text_with_nul_is_refused_everywhere(world: World, contract: dict[str, Any]) -> None:
@@ -300,16 +337,22 @@ def test_many_faults_are_all_listed(world: World) -> None:
     assert [fault["code"] for fault in problem["errors"]] == [
         "seller_node_id_required", "dataset_fingerprint_required", "invalid_price_per_round",
     ]  # fmt: skip
-    problem = refused(world.provider("raw").post("/v1/offers", {f"f{n}": n for n in range(5_000)}), 400, problem["code"])
+    problem = refused(
+        world.provider("raw").post("/v1/offers", {f"f{n}": n for n in range(5_000)}), 400, problem["code"]
+    )
     assert len(problem["errors"]) == 20
 
 
-@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "image/png", "x"])
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "image/png", "x"]
+)
 def test_a_body_that_does_not_say_it_is_json_is_refused(world: World, content_type: str | None) -> None:
     refused(raw(world, b'{"title": "x"}', content_type), 415, "unsupported_media_type")
 
 
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/a+json"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/a+json"]
+)
 def test_json_by_any_of_its_names_is_read(world: World, content_type: str) -> None:
     refused(raw(world, b"{}", content_type), 400, "seller_node_id_required")
 
@@ -327,17 +370,36 @@ def test_a_huge_body_is_refused_whether_it_says_its_length_or_not(world: World) 
 
 def test_a_record_over_its_limit_is_refused(world: World) -> None:
     text = {f"k{n}": "\u20ac" * 1_200 for n in range(4)}
-    body = offer_body("raw") | {"dataset_fingerprint": UNSEEN, "label_schema": text, "description": "\u20ac" * 2_000}
+    body = offer_body("raw") | {
+        "dataset_fingerprint": UNSEEN,
+        "label_schema": text,
+        "description": "\u20ac" * 2_000,
+    }
     assert world.provider("raw").post("/v1/offers", body).status_code == 201
-    many = world.provider("raw").post("/v1/datasets", content=b",".join([b"c%d" % n for n in range(300)]) + b",target\n")
+    many = world.provider("raw").post(
+        "/v1/datasets", content=b",".join([b"c%d" % n for n in range(300)]) + b",target\n"
+    )
     refused(many, 400, "invalid_dataset")
 
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x00", b"target\n", b"a,target\n1,2\n", b"a,target\nNaN,1\n", b"a,target\ninf,1\n1,0\n", b"a,a,target\n1,2,1\n",
-     b"\xff\xfe", b'a,target\n"1,1\n', b"a,target\n1e400,1\n1,0\n", b"a,target\n1,1\n" * 2, b"a,target\n1\n", "a,target\n\u0661,1\n".encode()],
-)  # fmt: skip
+    [
+        b"",
+        b"\x00",
+        b"target\n",
+        b"a,target\n1,2\n",
+        b"a,target\nNaN,1\n",
+        b"a,target\ninf,1\n1,0\n",
+        b"a,a,target\n1,2,1\n",
+        b"\xff\xfe",
+        b'a,target\n"1,1\n',
+        b"a,target\n1e400,1\n1,0\n",
+        b"a,target\n1,1\n" * 2,
+        b"a,target\n1\n",
+        "a,target\n\u0661,1\n".encode(),
+    ],
+)
 def test_a_dataset_that_is_none_is_refused(world: World, data: bytes) -> None:
     refused(world.provider("raw").post("/v1/datasets", content=data), 400, "invalid_dataset")
 
@@ -373,22 +435,33 @@ def test_other_bad_wishes_of_lists_are_refused(world: World) -> None:
     who.made("/v1/accounts", {"currency": "USD"})
     for place in (b"1", b"1.", b"a.b", b"-1.0", b"1.1.1"):
         cursor = base64.urlsafe_b64encode(place).decode()
-        refused(who.get("/v1/accounts/wallet.raw.USD/postings", params={"cursor": cursor}), 400, "invalid_cursor")
+        refused(
+            who.get("/v1/accounts/wallet.raw.USD/postings", params={"cursor": cursor}), 400, "invalid_cursor"
+        )
     cursor = base64.urlsafe_b64encode(b"9" * 14 + b"." + b"9" * 14).decode()
     assert who.get("/v1/accounts/wallet.raw.USD/postings", params={"cursor": cursor}).status_code == 200
 
 
-@pytest.mark.parametrize("bad", ["", "-1", "abc", "1.5", "2026-01-01", "2026-01-01T00:00:00", "\u0661", "x" * 41])
+@pytest.mark.parametrize(
+    "bad", ["", "-1", "abc", "1.5", "2026-01-01", "2026-01-01T00:00:00", "\u0661", "x" * 41]
+)
 def test_a_bad_moment_to_look_back_to_is_refused(world: World, contract: dict[str, Any], bad: str) -> None:
     answer = world.owner("lab").get(f"/v1/contracts/{contract['id']}", params={"as_of": bad})
     assert answer.status_code == 400
     assert answer.json()["code"] in ("invalid_as_of", "invalid_field")
 
 
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "999999999999999999"])
+@pytest.mark.parametrize(
+    "moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "999999999999999999"]
+)
 def test_the_ends_of_time_can_be_asked_about(world: World, contract: dict[str, Any], moment: str) -> None:
-    assert world.owner("lab").get(f"/v1/contracts/{contract['id']}", params={"as_of": moment}).status_code in (200, 404)
-    assert world.operator.get("/v1/accounts/wallet.lab.USD", params={"as_of": moment}).status_code in (200, 404)
+    assert world.owner("lab").get(
+        f"/v1/contracts/{contract['id']}", params={"as_of": moment}
+    ).status_code in (200, 404)
+    assert world.operator.get("/v1/accounts/wallet.lab.USD", params={"as_of": moment}).status_code in (
+        200,
+        404,
+    )
 
 
 def test_headers_are_held_to_their_form(world: World) -> None:
@@ -398,14 +471,20 @@ def test_headers_are_held_to_their_form(world: World) -> None:
     headers = {"X-Correlation-ID": "a b"}
     refused(owner.post("/v1/intents", intent_body("raw"), headers=headers), 400, "invalid_field")
     problem = refused(
-        owner.post("/v1/intents", intent_body("raw"), headers={"X-Correlation-ID": "x" * 129}), 400, "invalid_field"
+        owner.post("/v1/intents", intent_body("raw"), headers={"X-Correlation-ID": "x" * 129}),
+        400,
+        "invalid_field",
     )
     assert problem["errors"][0]["in"] == "header"
     intent = world.intent(owner)
     for version in ("abc", "", "-1", "1.5", '"1', "9" * 16, '"1", "2"'):
         answer = owner.patch(f"/v1/intents/{intent['id']}", {"max_per_seller": 2}, if_match=version)
         refused(answer, 412, "version_mismatch")
-    refused(owner.patch(f"/v1/intents/{intent['id']}", {"max_per_seller": 3}, if_match='"7"'), 412, "version_mismatch")
+    refused(
+        owner.patch(f"/v1/intents/{intent['id']}", {"max_per_seller": 3}, if_match='"7"'),
+        412,
+        "version_mismatch",
+    )
     now = owner.get(f"/v1/intents/{intent['id']}").headers["ETag"]
     for form in ("{}", "W/{}", "*"):
         answer = owner.patch(f"/v1/intents/{intent['id']}", {"max_per_seller": 3}, if_match=form.format(now))
@@ -455,7 +534,7 @@ def _by_public_key(world: World) -> str:
 
 
 def _changed(world: World) -> str:
-    head, body, signature = _signed(world).split(".")
+    head, _, signature = _signed(world).split(".")
     claims = json.dumps(_claims(world, roles=["operator"])).encode()
     return f"{head}.{base64.urlsafe_b64encode(claims).rstrip(b'=').decode()}.{signature}"
 
@@ -471,8 +550,9 @@ TOKENS: dict[str, Callable[[World], str]] = {
     "expired": lambda world: "Bearer " + _signed(world, exp=int(time.time()) - 60),
     "not yet": lambda world: "Bearer " + _signed(world, nbf=int(time.time()) + 600),
     "without an end": lambda world: "Bearer " + _signed(world, exp=MISSING),
-    "of another key": lambda world: "Bearer "
-    + jwt.encode(_claims(world), Ed25519PrivateKey.generate(), algorithm="EdDSA"),
+    "of another key": lambda world: (
+        "Bearer " + jwt.encode(_claims(world), Ed25519PrivateKey.generate(), algorithm="EdDSA")
+    ),
     "unsigned": lambda world: "Bearer " + _unsigned(world),
     "signed with our public key": lambda world: "Bearer " + _by_public_key(world),
     "changed": lambda world: "Bearer " + _changed(world),
@@ -503,7 +583,11 @@ def test_roles_nobody_knows_give_nothing(world: World) -> None:
 
 
 def test_the_wrong_role_is_refused(world: World) -> None:
-    refused(world.owner("lab").post("/v1/offers", offer_body("lab") | {"dataset_fingerprint": UNSEEN}), 403, "forbidden")
+    refused(
+        world.owner("lab").post("/v1/offers", offer_body("lab") | {"dataset_fingerprint": UNSEEN}),
+        403,
+        "forbidden",
+    )
     refused(world.provider("clinic").post("/v1/intents", intent_body("clinic")), 403, "forbidden")
     deposit = {"tenant": "lab", "amount": money("1")}
     problem = refused(world.owner("lab").post("/v1/deposits", deposit), 403, "forbidden")
@@ -583,7 +667,9 @@ def test_an_offer_whose_time_has_passed_is_not_matched(world: World) -> None:
     world.offer(world.provider("late"), dataset_fingerprint=UNSEEN, allowed_tasks=["late"], expires_at=soon)
     intent = world.intent(world.owner("lab"), task_type="late")
     time.sleep(0.35)
-    problem = refused(world.owner("lab").post(f"/v1/intents/{intent['id']}/match", {}), 422, "no_compatible_offers_found")
+    problem = refused(
+        world.owner("lab").post(f"/v1/intents/{intent['id']}/match", {}), 422, "no_compatible_offers_found"
+    )
     assert problem["details"]["diagnostics"]["rejection_reasons"]["offer_expired"] >= 1
 
 
@@ -602,7 +688,11 @@ def test_another_currency_does_not_match(world: World) -> None:
     body = intent_body("lab") | {"currency": "EUR"}
     refused(owner.post("/v1/intents", body), 422, "currency_mismatch")
     refused(owner.post("/v1/intents", intent_body("lab") | {"currency": "XXX"}), 400, "invalid_currency")
-    refused(owner.post("/v1/policy/preview", {"intent": intent_body("lab") | {"currency": "XXX"}}), 400, "invalid_currency")
+    refused(
+        owner.post("/v1/policy/preview", {"intent": intent_body("lab") | {"currency": "XXX"}}),
+        400,
+        "invalid_currency",
+    )
     intent = world.intent(owner)
     path = f"/v1/intents/{intent['id']}"
     refused(owner.patch(path, {"budget_total": money("5", "EUR")}), 422, "currency_mismatch")
@@ -636,7 +726,7 @@ def test_what_a_preview_needs_is_asked_for(world: World) -> None:
 
 def test_a_round_needs_a_contract_that_is_funded(world: World, contract: dict[str, Any]) -> None:
     lab = world.owner("lab")
-    for bad in (MISSING, None, "", 5):
+    for bad in (MISSING, None, "", 5, "a\u0000b", "x" * 201, "../x", "\u00e9"):
         refused(lab.post("/v1/rounds", with_field({}, "contract_id", bad)), 400, "contract_id_required")
     refused(lab.post("/v1/rounds", {"contract_id": "contract-0"}), 404, "contract_not_found")
     refused(lab.post("/v1/rounds", {"contract_id": contract["id"]}), 409, "contract_not_funded")
@@ -679,8 +769,16 @@ def test_a_dispute_is_decided_once_and_not_by_a_party(world: World) -> None:
     assert dispute["id"] in [found["id"] for found in judge.read("/v1/disputes")["items"]]
     refused(judge.post(f"{path}/resolve", verdict), 400, "missing_field")
     refused(judge.post(f"{path}/resolve", verdict | {"outcome": "jail"}), 400, "invalid_field")
-    refused(judge.post(f"{path}/resolve", verdict | {"outcome": "refund", "sellers_share": "0.5"}), 400, "invalid_field")
-    refused(judge.post(f"{path}/resolve", verdict | {"outcome": "split", "sellers_share": "1.5"}), 400, "invalid_field")
+    refused(
+        judge.post(f"{path}/resolve", verdict | {"outcome": "refund", "sellers_share": "0.5"}),
+        400,
+        "invalid_field",
+    )
+    refused(
+        judge.post(f"{path}/resolve", verdict | {"outcome": "split", "sellers_share": "1.5"}),
+        400,
+        "invalid_field",
+    )
     refused(judge.post(f"{path}/review", if_match='"9"'), 412, "version_mismatch")
     judge.made(f"{path}/review")
     problem = refused(judge.post(f"{path}/review"), 409, "invalid_status_transition")
@@ -696,19 +794,29 @@ def test_a_key_means_one_request(world: World) -> None:
     first = owner.made("/v1/intents", intent_body("keys"), key="k")
     again = owner.made("/v1/intents", intent_body("keys"), key="k")
     assert again == first | {"receipt": first["receipt"] | {"repeated": True}}
-    refused(owner.post("/v1/intents", intent_body("keys") | {"task_type": "other"}, key="k"), 422, "idempotency_key_reused")
+    refused(
+        owner.post("/v1/intents", intent_body("keys") | {"task_type": "other"}, key="k"),
+        422,
+        "idempotency_key_reused",
+    )
     path = f"/v1/intents/{first['id']}"
     owner.patch(path, {}, key="p")
     refused(owner.patch(path, {"budget_total": None}, key="p"), 422, "idempotency_key_reused")
     refused(owner.post(f"{path}/close", key="k"), 422, "idempotency_key_reused")
-    other = world.speaker("keys", "owner", subject="another").made("/v1/intents", intent_body("keys"), key="k")
+    other = world.speaker("keys", "owner", subject="another").made(
+        "/v1/intents", intent_body("keys"), key="k"
+    )
     assert other["id"] != first["id"]
 
 
 @pytest.mark.parametrize("amount", BAD_MONEY[1:], ids=str)
 def test_bad_money_never_moves(world: World, amount: Any) -> None:
     answer = world.operator.post("/v1/deposits", {"tenant": "rich", "amount": amount})
-    unknown = isinstance(amount, dict) and amount.get("amount") == "1" and not isinstance(amount.get("currency"), list | dict)
+    unknown = (
+        isinstance(amount, dict)
+        and amount.get("amount") == "1"
+        and not isinstance(amount.get("currency"), list | dict)
+    )
     unknown = unknown and set(amount) == {"amount", "currency"}
     refused(answer, 400, "invalid_currency" if unknown else "invalid_amount")
 
@@ -716,11 +824,21 @@ def test_bad_money_never_moves(world: World, amount: Any) -> None:
 def test_money_that_is_not_there_does_not_move(world: World) -> None:
     world.deposit("thin", "5")
     thin = world.owner("thin")
-    refused(world.operator.post("/v1/deposits", {"tenant": "thin", "amount": money("0")}), 400, "invalid_amount")
-    refused(world.operator.post("/v1/deposits", {"tenant": "Thin!", "amount": money("1")}), 400, "invalid_field")
-    refused(thin.post("/v1/transfers", {"to_tenant": "nobody", "amount": money("1")}), 404, "account_not_found")
+    refused(
+        world.operator.post("/v1/deposits", {"tenant": "thin", "amount": money("0")}), 400, "invalid_amount"
+    )
+    refused(
+        world.operator.post("/v1/deposits", {"tenant": "Thin!", "amount": money("1")}), 400, "invalid_field"
+    )
+    refused(
+        thin.post("/v1/transfers", {"to_tenant": "nobody", "amount": money("1")}), 404, "account_not_found"
+    )
     world.owner("fat").made("/v1/accounts", {"currency": "USD"})
-    refused(thin.post("/v1/transfers", {"to_tenant": "fat", "amount": money("5.000000001")}), 409, "insufficient_funds")
+    refused(
+        thin.post("/v1/transfers", {"to_tenant": "fat", "amount": money("5.000000001")}),
+        409,
+        "insufficient_funds",
+    )
     refused(thin.post("/v1/transfers", {"to_tenant": "platform", "amount": money("1")}), 403, "forbidden")
     withdrawal = {"tenant": "thin", "amount": money("6")}
     refused(world.operator.post("/v1/withdrawals", withdrawal), 409, "insufficient_funds")

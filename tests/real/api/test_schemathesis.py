@@ -1,6 +1,6 @@
 """Generated requests, good and bad, against every operation of the document: the service does what the document says.
 
-SOMA_SCHEMATHESIS_EXAMPLES deepens it: requests per operation in each phase.
+The requests are the same in each run; SOMA_SCHEMATHESIS_EXAMPLES makes others, that many per operation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from api.app import create_app
 from ops.settings import Settings
 from tests.real.api.world import World, money
 
-EXAMPLES = int(os.environ.get("SOMA_SCHEMATHESIS_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("SOMA_SCHEMATHESIS_EXAMPLES", "0"))
 TENANT = "fuzz-lab"
 ROLES = ("operator", "owner", "provider")
 KEPT = (
@@ -38,7 +38,6 @@ REFUSED = (
 )
 
 
-
 def _document() -> dict[str, Any]:
     """Write the document without a service: tests are collected from it before anything runs."""
     with TemporaryDirectory() as data_dir:
@@ -46,7 +45,19 @@ def _document() -> dict[str, Any]:
 
 
 DOCUMENT = _document()
-schema = schemathesis.openapi.from_dict(DOCUMENT)
+schema = schemathesis.openapi.from_dict(
+    DOCUMENT,
+    config=schemathesis.Config.from_dict(
+        {
+            "generation": {"allow-extra-parameters": False},
+            "checks": {
+                "negative_data_rejection": {
+                    "expected-statuses": [400, 401, 403, 404, 405, 409, 412, 413, 415, 422]
+                }
+            },
+        }
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,8 @@ def test_the_running_service_gives_the_document_that_is_tested(world: World) -> 
 
 @schema.parametrize()
 @settings(
-    max_examples=EXAMPLES,
+    max_examples=EXAMPLES or 12,
+    derandomize=not EXAMPLES,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -94,7 +106,10 @@ def test_the_service_keeps_what_the_document_says(case: Any, world: World, names
     with requests.Session() as session:
         session.trust_env = False
         case.call_and_validate(world.service.url, session, token, checks=[*KEPT, *REFUSED])
-        known = {name: names[name] for name in case.path_parameters or {} if name in names}
-        if known:
-            case.path_parameters = {**case.path_parameters, **known}
-            case.call_and_validate(world.service.url, session, token, checks=list(KEPT))
+        # Once more about things that are there, and on no condition that would end it early.
+        case.path_parameters = {
+            name: names.get(name, value) for name, value in (case.path_parameters or {}).items()
+        }
+        for header in ("If-Match", "Idempotency-Key"):
+            case.headers.pop(header, None)
+        case.call_and_validate(world.service.url, session, token, checks=list(KEPT))

@@ -1,4 +1,4 @@
-"""The eventsourcing library on our log: its repository, snapshots, notification log and subscriptions, beside the gate."""
+"""The eventsourcing library on our log, beside the gate: repository, snapshots, notification log, subscriptions."""
 
 from __future__ import annotations
 

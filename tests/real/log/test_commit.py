@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -65,7 +66,7 @@ def run(settings: Settings, story: Story) -> Checked:
 async def outcome(answer: Awaitable[Answer]) -> Answer | Exception:
     try:
         return await answer
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the kind of failure is what is looked at)
         return error
 
 
@@ -292,6 +293,35 @@ def test_a_key_is_1_to_255_visible_characters_and_a_forbidden_command_is_not_rem
     assert run(settings, story).size == 0
 
 
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Let threads take turns as often as they can, so that what can fall between two steps does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_a_storm_of_repeated_keys_on_one_aggregate_leaves_its_stream_whole(settings: Settings) -> None:
+    async def asked(rt: Runtime, keys: Iterable[str]) -> list[Answer]:
+        return await asyncio.gather(*(rt.ledger.act(add, Add(name="hot"), MIA, key=key) for key in keys))
+
+    async def story(rt: Runtime, states: States) -> None:
+        await rt.ledger.act(open_tally, OpenTally(name="hot"), MIA, key="open")
+        known = [f"k{n}" for n in range(200)]
+        first = await asked(rt, known)
+        for turn in range(6):
+            rt.ledger._remembered.clear()
+            mixed = [key for n, key in enumerate(known) for key in (key, f"new-{turn}-{n}")]
+            answers = await asked(rt, mixed)
+            assert [a.position for a in answers[::2]] == [a.position for a in first]
+            assert not any(a.repeated for a in answers[1::2])
+
+    checked = run(settings, story)
+    assert checked.size == 1 + 200 * 7
+
+
 # --------------------------------------------------------------------------- two writers on one log
 
 
@@ -468,7 +498,7 @@ def test_a_full_queue_refuses_with_overloaded_and_forgets_nothing_it_took(settin
         first = asyncio.create_task(rt.ledger.act(open_tally, OpenTally(name="first"), MIA))
         await held.reached()
         tasks = [asyncio.create_task(outcome(rt.ledger.act(open_tally, OpenTally(), MIA))) for _ in range(12)]
-        while sum(t.done() for t in tasks) < 7:
+        while sum(t.done() for t in tasks) < 7:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         held.release()
         await first
@@ -505,7 +535,7 @@ def test_closing_finishes_the_queue_and_refuses_what_comes_after(settings: Setti
         tasks = [asyncio.create_task(rt.ledger.act(open_tally, OpenTally(), MIA)) for _ in range(20)]
         await held.reached()
         closing = asyncio.create_task(asyncio.to_thread(rt.recorder.close))
-        while not rt.recorder._closing:
+        while not rt.recorder._closing:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         with pytest.raises(ShuttingDownError):
             await rt.ledger.act(open_tally, OpenTally(), MIA)

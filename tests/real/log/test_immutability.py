@@ -78,7 +78,8 @@ def test_the_service_and_the_owner_can_neither_update_nor_delete_nor_truncate_th
 def test_an_update_cannot_hide_in_an_insert_or_a_merge(written: str, table: str) -> None:
     with psycopg.connect(written) as conn:
         rows = conn.execute(
-            "SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)"
+            "SELECT a.attname FROM pg_index i"
+            " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)"
             " WHERE i.indrelid = %s::regclass AND i.indisprimary",
             [table],
         ).fetchall()

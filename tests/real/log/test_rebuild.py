@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import Any
 
 import psycopg
 import pytest
 
-from domain.errors import LedgerError, LogDamagedError
+from domain.errors import InsufficientFundsError, LogDamagedError
 from ops.rebuild import TABLES, Difference, RebuildReport, rebuild
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
@@ -28,10 +29,8 @@ async def busy(rt: Runtime, seed: int, steps: int = 60) -> None:
 
     async def step(n: int) -> None:
         payer, payee = chance.sample(["acme", "beta", "gamma"], 2)
-        try:
+        with suppress(InsufficientFundsError):
             await pay(rt.ledger, payer, payee, f"{chance.randrange(15)}.{n + 1:09d}", key=f"{seed}-{n}")
-        except LedgerError as refusal:
-            assert refusal.code == "insufficient_funds"
         await rt.ledger.act(add, Add(name=f"hot-{seed}", count=n, note='é\n"\\ü'), MIA)
         await rt.ledger.act(open_tally, OpenTally(start=n), member(payee))
 
@@ -109,7 +108,8 @@ SPOILS = {
     "parties": "UPDATE records SET parties = '{x}' WHERE kind = 'contract'",
     "a deadline": "UPDATE records SET deadline = now() WHERE id = 'hot-1'",
     "a row that is gone": "DELETE FROM records WHERE id = 'hot-1'",
-    "a row too many": "INSERT INTO records SELECT kind, 'ghost', version, address, tenant, owner, status, deadline, parties,"
+    "a row too many": "INSERT INTO records"
+    " SELECT kind, 'ghost', version, address, tenant, owner, status, deadline, parties,"
     " state, search FROM records WHERE id = 'hot-1'",
     "a balance": "UPDATE accounts SET balance_nano = balance_nano + 1 WHERE account = 'wallet.acme.USD'",
     "an overdraft": "UPDATE accounts SET overdraft = true WHERE account = 'wallet.acme.USD'",
@@ -129,7 +129,8 @@ def test_every_spoiled_row_is_found_named_and_repaired(written: str) -> None:
         }
         wrong = {table for table, rows in changed.items() if rows}
         report = rebuild(written)
-        assert not report.identical and {d.table for d in report.differences} == wrong, name
+        assert not report.identical, name
+        assert {d.table for d in report.differences} == wrong, name
         assert contents(written) != good, "looking repairs nothing"
         again = rebuild(written, repair=True)
         assert again.repaired

@@ -182,7 +182,8 @@ def insert_record(s: Spoiler) -> Found:
     s.run("UPDATE events SET position = position + %s WHERE position >= %s", FAR, p)
     s.run("UPDATE events SET position = position - %s + 1 WHERE position >= %s", FAR, FAR)
     s.run(
-        "INSERT INTO events SELECT %s, version, stream || 'x', type, tenant, address, record FROM events WHERE position = %s",
+        "INSERT INTO events SELECT %s, version, stream || 'x', type, tenant, address, record FROM events"
+        " WHERE position = %s",
         p, 0 if p else 1,
     )  # fmt: skip
     return at(p)

@@ -25,13 +25,19 @@ USD = {"amount": "12.50", "currency": "USD"}
 
 MONEY: dict[str, list[Any]] = {
     "account.opened": [Open("wallet.acme.USD", "USD", "credit", False)],
-    "transfer.posted": [Transfer("USD", [Posting("wallet.acme.USD", "12.50"), Posting("wallet.bolt.USD", "-12.50")])],
+    "transfer.posted": [
+        Transfer("USD", [Posting("wallet.acme.USD", "12.50"), Posting("wallet.bolt.USD", "-12.50")])
+    ],
     "contract.escrow_funded": [Hold("contract-1", "wallet.acme.USD", "12.50", "USD")],
     "contract.escrow_released": [
         Post(
             "contract-1",
             "USD",
-            [Posting("wallet.acme.USD", "12.50"), Posting("wallet.bolt.USD", "-12.25"), Posting("fees.platform.USD", "-0.25")],
+            [
+                Posting("wallet.acme.USD", "12.50"),
+                Posting("wallet.bolt.USD", "-12.25"),
+                Posting("fees.platform.USD", "-0.25"),
+            ],
         )
     ],
     "contract.escrow_refunded": [Void("contract-1")],
@@ -42,8 +48,11 @@ JSON: dict[tuple[str, str], Any] = {
     ("intent.amended", "changes"): {"budget_total": None, "task_type": "classification"},
     ("intent.match_failed", "diagnostics"): {"offers_evaluated": 1, "would_match": []},
     ("contract.created", "selection_diagnostics"): {"offers_evaluated": 3, "optimal": True},
-    ("contract.created", "proof_requirements"): {"require_attestation": True, "require_round_completion": True},
-    ("dispute.opened", "evidence"): {"rows": [1, 2], "remark": "tab\tand \"quote\""},
+    ("contract.created", "proof_requirements"): {
+        "require_attestation": True,
+        "require_round_completion": True,
+    },
+    ("dispute.opened", "evidence"): {"rows": [1, 2], "remark": 'tab\tand "quote"'},
 }
 
 
@@ -90,7 +99,20 @@ def sample_text(name: str) -> str:
         return AT
     if name.endswith(("address", "fingerprint", "digest")):
         return ADDRESS
-    numeric = ("score", "quality", "accuracy", "loss", "auc", "norm", "rate", "l2", "total", "component", "gap", "bound")
+    numeric = (
+        "score",
+        "quality",
+        "accuracy",
+        "loss",
+        "auc",
+        "norm",
+        "rate",
+        "l2",
+        "total",
+        "component",
+        "gap",
+        "bound",
+    )
     if any(word in name for word in numeric):
         return "0.850000"
     known = {"currency": "USD", "purpose": "wallet", "side": "credit", "outcome": "split", "rule": "mean"}
@@ -110,7 +132,11 @@ def golden_record(topic: str, cls: type[Event]) -> bytes:
     kind = next(name for name, aggregate in AGGREGATES.items() if cls in vars(aggregate).values())
     version = 1 if _begins(topic) else 2
     previous = None if version == 1 else ADDRESS
-    return encode(Record("anna", AT, ADDRESS, "trace-1", event, previous, cls.SCHEMA, f"{kind}/1", "acme", topic, version))
+    return encode(
+        Record(
+            "anna", AT, ADDRESS, "trace-1", event, previous, cls.SCHEMA, f"{kind}/1", "acme", topic, version
+        )
+    )
 
 
 def _begins(topic: str) -> bool:

@@ -45,11 +45,12 @@ JSON_MEMBERS = {
 }
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+keys = st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=8)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=8), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 class Leaf(Aggregate):
@@ -204,7 +205,11 @@ class TestAggregates:
     def test_every_kind_begins_the_wire_types_of_its_events(self):
         for kind, cls in AGGREGATES.items():
             for event in vars(cls).values():
-                if isinstance(event, type) and issubclass(event, Event) and cls.__module__.startswith("domain."):
+                if (
+                    isinstance(event, type)
+                    and issubclass(event, Event)
+                    and cls.__module__.startswith("domain.")
+                ):
                     assert event.TOPIC.partition(".")[0] == kind
                     assert EVENTS[event.TOPIC] is event
 
@@ -291,7 +296,9 @@ def within(info: Any, seen: set[type]) -> list[Any]:
     elif isinstance(info, msgspec.inspect.UnionType):
         inner = list(info.types)
     else:
-        inner = [getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)]
+        inner = [
+            getattr(info, name) for name in ("item_type", "key_type", "value_type") if hasattr(info, name)
+        ]
         inner += list(getattr(info, "item_types", ()))
     for one in inner:
         found += within(one, seen)
