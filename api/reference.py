@@ -64,7 +64,7 @@ def written_pages() -> dict[str, str]:
 
 def errors_page() -> str:
     """Print every code a caller can meet, by family, and every finding of an audit."""
-    lines = _opening("Errors", "domain/errors.py")
+    lines = _opening("Errors", "domain/errors/")
     lines += [
         "Every refusal is RFC 9457 problem details (`application/problem+json`) with a stable `code`. `retry` says",
         "what helps: `never` (another request is needed), `as-is` (send the same again), `after-read` (look, then",

@@ -323,6 +323,8 @@ def fund_contract(case: Case, command: FundContract) -> Contract:
     check_unsettled(contract)
     if contract.escrow_status == "locked":
         raise ContractFundedError(contract_id=contract.id)
+    if contract.open_disputes:
+        raise DisputeOpenError(disputes=contract.open_disputes)
     total = contract.sum
     if command.amount is not None and command.amount != total:
         raise EscrowAmountError(agreed=total.amount, offered=command.amount.amount, currency=total.currency)

@@ -167,7 +167,7 @@ def resolve_dispute(case: Case, command: ResolveDispute) -> Dispute:
         raise InvalidFieldError("only a split has a share of the sellers", field="sellers_share")
     share = share_ppm(command.sellers_share) if command.sellers_share is not None else PPM // 2
     before = contract.payable_ppm
-    payable = {"release": before, "refund": 0, "split": share}[command.outcome]
+    payable = {"release": before, "refund": 0, "split": min(before, share)}[command.outcome]
     case.emit(dispute, Dispute.Resolved(outcome=command.outcome, resolution=command.resolution))
     decided = Contract.DisputeResolved(dispute_id=dispute.id, outcome=command.outcome, payable_ppm=payable)
     case.emit(contract, decided)

@@ -315,27 +315,13 @@ def _columns(candidates: Sequence[Candidate]) -> _Columns:
     rows = list(zip(*map(msgspec.structs.astuple, offers), strict=True)) or [()] * len(
         Candidate.__struct_fields__
     )
-    (
-        ids,
-        _,
-        seller,
-        prices,
-        tasks,
-        modality,
-        status,
-        expires_at,
-        qualities,
-        _,
-        successes,
-        failures,
-        _,
-        least,
-    ) = rows
+    ids, _, seller, prices, tasks, modality, status, expires_at = rows[:8]
+    qualities, _, successes, failures, _, least = rows[8:]
     if len(set(ids)) != len(ids):
         raise ValueError("each offer can be a candidate once")
     quality = np.array(qualities, dtype=np.int64)
     thresholds = [own if one is None else one for one, own in zip(least, qualities, strict=True)]
-    if len(quality) and not 0 <= min(min(qualities), min(thresholds)) <= max(*qualities, *thresholds) <= PPM:
+    if len(quality) and not 0 <= min(*qualities, *thresholds) <= max(*qualities, *thresholds) <= PPM:
         raise ValueError("quality lies in 0..1,000,000 ppm")
     return _Columns(
         offers=offers,

@@ -12,6 +12,7 @@ from domain.errors import (
     ContractNotFundedError,
     DisputeOpenError,
     MinRoundsInvalidError,
+    RefundNotAllowedError,
     RoundBoundError,
     RoundNotFoundError,
     StaleFenceError,
@@ -225,7 +226,7 @@ def start_round(case: Case, command: StartRound) -> Round:
     """Bind a funded contract to a new round and start it.
 
     Errors: contract_already_refunded, contract_already_released, contract_not_found, contract_not_funded, dispute_open,
-            invalid_min_rounds, round_already_bound, stale_fence, training_mode_disabled.
+            invalid_min_rounds, refund_not_allowed, round_already_bound, stale_fence, training_mode_disabled.
     """
     contract = case.get_own(Contract, command.contract_id, ContractNotFoundError)
     case.match_version(contract)
@@ -236,6 +237,8 @@ def start_round(case: Case, command: StartRound) -> Round:
         raise ContractNotFundedError(contract_id=contract.id)
     if contract.open_disputes:
         raise DisputeOpenError(disputes=contract.open_disputes)
+    if contract.payable_ppm == 0:
+        raise RefundNotAllowedError("a dispute decided that nobody is paid under this contract")
     least = max(chosen.min_rounds for chosen in contract.selected_offers)
     if command.communication_rounds < least:
         raise MinRoundsInvalidError(

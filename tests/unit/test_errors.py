@@ -43,7 +43,7 @@ class TestRegistry:
         assert REGISTRY["not_found"] is NotFoundError
 
     def test_a_retired_code_is_never_given_again(self, monkeypatch):
-        monkeypatch.setattr("domain.errors.RETIRED", frozenset({"old_code"}))
+        monkeypatch.setattr("domain.errors.families.RETIRED", frozenset({"old_code"}))
         with pytest.raises(TypeError, match="taken"):
 
             class OldError(LedgerError, code="old_code"):

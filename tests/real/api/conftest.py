@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.real.api.world import World
+from tests.real.api.world import UNSEEN, World
 from tests.real.conftest import lend
 from tests.real.service import serving, settings_on
 
@@ -38,3 +39,16 @@ def fresh(database_url: str, tmp_path: Path) -> Iterator[World]:
     """Run a service for one test, so that nobody else is on its market."""
     with _world(database_url, tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def unswept(world: World) -> None:
+    """Keep overdue things as they are, so that a decision meets them."""
+    world.service.run(world.service.app.state.sweeper.close())
+
+
+@pytest.fixture(scope="module")
+def contract(world: World) -> dict[str, Any]:
+    """Make a contract that is not funded."""
+    world.offer(world.provider("clinic"), dataset_fingerprint=UNSEEN)
+    return world.contract(world.owner("lab"))

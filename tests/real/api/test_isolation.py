@@ -12,11 +12,10 @@ from domain.billing import accounts
 from domain.ledger import UseCase
 from domain.market import contracts, disputes, intents, offers, rounds, training
 from ops.tokens import ROLES
-from tests.real.api.world import Speaker, World, intent_body, money, offer_body
+from tests.real.api.world import UNSEEN, Speaker, World, intent_body, money, offer_body
 
 OWNER, SELLER, STRANGER = "alpha-lab", "beta-clinic", "omega-corp"
 STRANGER_ROLES = sorted(ROLES - {"operator", "auditor", "billing", "reviewer"})
-UNSEEN = "sha3-512:" + "0" * 128
 
 # Records anybody with a token may see: what is offered is on show.
 ON_SHOW = ("/v1/offers", "/v1/offers/{offer_id}")

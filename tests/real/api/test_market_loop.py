@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.real.api.world import Speaker, World, intent_body, money, offer_body, table
-
-UNSEEN = "sha3-512:" + "0" * 128
+from tests.real.api.world import UNSEEN, Speaker, World, intent_body, money, offer_body, table
 
 
 def code_of(answer: Any) -> tuple[int, str]:

@@ -8,11 +8,16 @@ from typing import Any
 
 import httpx
 
+from domain.errors import REGISTRY
 from domain.ledger import Caller
 from tests.real.service import Service
 
 ROUND_S_MAX = 60.0
 TARGET_ROWS = 60
+# Stands for a field that is left out.
+MISSING = object()
+# The address of nothing anybody has uploaded.
+UNSEEN = "sha3-512:" + "0" * 128
 
 
 class Speaker:
@@ -157,6 +162,21 @@ def done(response: httpx.Response) -> dict[str, Any]:
     return found
 
 
+def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Check a refusal as every client may rely on it, and give it."""
+    assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text[:500]
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["error"] == code
+    assert problem["status"] == status == REGISTRY[code].status
+    assert problem["type"].endswith(f"/{code}")
+    assert problem["message"] == problem["detail"] != ""
+    assert problem["title"] == REGISTRY[code].title()
+    assert problem["retry"] in ("never", "as-is", "after-read")
+    assert isinstance(problem["details"], dict)
+    return problem
+
+
 def money(amount: str, currency: str = "USD") -> dict[str, str]:
     """Write money as it is on the wire."""
     return {"amount": amount, "currency": currency}
@@ -186,3 +206,9 @@ def table(seed: str, rows: int = TARGET_ROWS, names: Sequence[str] = ("age", "do
         values = [(row * 7 + shift * (column + 3)) % 23 for column in range(len(names))]
         lines.append(",".join(str(value) for value in [*values, int(sum(values) > 11 * len(names))]))
     return ("\n".join(lines) + "\n").encode()
+
+
+def with_field(body: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    """Give a body with one field changed, or taken out."""
+    rest = {name: was for name, was in body.items() if name != field}
+    return rest if value is MISSING else rest | {field: value}

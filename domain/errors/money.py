@@ -1,0 +1,57 @@
+"""Refusals about amounts, accounts, transfers and holds."""
+
+from __future__ import annotations
+
+from domain.errors.families import ConflictError, InvalidError, NotFoundError, Retry, UnprocessableError
+
+
+class AmountInvalidError(InvalidError, code="invalid_amount"):
+    """An amount is a decimal string with at most nine decimals, within the allowed range."""
+
+
+class CurrencyUnknownError(InvalidError, code="invalid_currency"):
+    """The currency is not an ISO 4217 code known to this ledger."""
+
+
+class AccountNotFoundError(NotFoundError, code="account_not_found"):
+    """There is no such account."""
+
+
+class AccountExistsError(ConflictError, code="account_exists"):
+    """The account is open already."""
+
+
+class InsufficientFundsError(ConflictError, code="insufficient_funds"):
+    """The account does not have that much available."""
+
+
+class CurrencyMismatchError(UnprocessableError, code="currency_mismatch"):
+    """Amounts of different currencies cannot be combined."""
+
+
+class UnbalancedError(UnprocessableError, code="unbalanced_postings"):
+    """The postings of a transfer must sum to zero per currency."""
+
+
+class HoldNotFoundError(NotFoundError, code="hold_not_found"):
+    """There is no such hold."""
+
+
+class HoldExistsError(ConflictError, code="hold_exists"):
+    """A hold with this id exists already."""
+
+
+class HoldSettledError(ConflictError, code="hold_already_settled", retry=Retry.NEVER):
+    """The hold was posted, voided or expired before."""
+
+
+class HoldExceededError(UnprocessableError, code="hold_exceeded"):
+    """The legs of a settlement are larger than the hold."""
+
+
+class TransferNotFoundError(NotFoundError, code="transfer_not_found"):
+    """There is no such transfer."""
+
+
+class SameAccountError(UnprocessableError, code="same_account"):
+    """A transfer needs two different accounts."""

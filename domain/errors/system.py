@@ -1,0 +1,37 @@
+"""Refusals to start: migrations, the embedded database, settings, keys."""
+
+from __future__ import annotations
+
+from domain.errors.families import InvalidError, Retry, UnavailableError
+
+
+class MigrationAlteredError(UnavailableError, code="migration_altered", status=503, retry=Retry.NEVER):
+    """A migration was edited after it had been applied."""
+
+
+class MigrationGapError(UnavailableError, code="migration_gap", status=503, retry=Retry.NEVER):
+    """The numbers of the migrations do not run from 1 without a gap."""
+
+
+class MigrationUnknownError(UnavailableError, code="migration_unknown", status=503, retry=Retry.NEVER):
+    """The database has a migration this release does not know; it was written by a newer one."""
+
+
+class MigrationFailedError(UnavailableError, code="migration_failed", status=503, retry=Retry.NEVER):
+    """A migration was refused by the database, or its check returned a row; nothing of it was kept."""
+
+
+class DatabaseStartError(UnavailableError, code="database_start_failed", status=503, retry=Retry.NEVER):
+    """The embedded PostgreSQL did not start."""
+
+
+class SettingsInvalidError(InvalidError, code="invalid_settings"):
+    """A setting has a value that is not allowed."""
+
+
+class ListenError(UnavailableError, code="cannot_listen", status=503, retry=Retry.NEVER):
+    """The address to listen on is taken or not ours."""
+
+
+class KeyFileError(UnavailableError, code="key_file_unusable", status=503, retry=Retry.NEVER):
+    """A private key file cannot be used."""
