@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from ops.export import Exported, Origin
     from ops.rebuild import RebuildReport
     from ops.settings import Settings
+    from projections.rematch import Rematch
 
 ledger_app = typer.Typer(
-    help="The log of this installation: verify, rebuild, export, prove.", no_args_is_help=True
+    help="The log of this installation: verify, rebuild, rematch, export, prove.", no_args_is_help=True
 )
 audit_app = typer.Typer(
     help="Anybody's log, from outside: export, verify, check a receipt.", no_args_is_help=True
@@ -95,6 +96,27 @@ def rebuild_ledger(
         report = rebuild(url, progress, repair=repair)
     _show_rebuild(report, as_json)
     raise typer.Exit(0 if report.identical or report.repaired else 1)
+
+
+@ledger_app.command("rematch")
+def rematch_contract(
+    contract_id: Annotated[str, typer.Argument(help="The contract a match led to, `contract-...`.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make the match behind a contract again from the log alone, and compare it with what was recorded."""
+    found = asyncio.run(_rematched(_settings(data_dir), contract_id))
+    _show_rematch(found, as_json)
+    raise typer.Exit(0 if found.is_same else 1)
+
+
+async def _rematched(settings: Settings, contract_id: str) -> Rematch:
+    from api.routes.market import POLICY
+    from ops.runtime import open_runtime
+    from projections.rematch import rematch
+
+    async with open_runtime(settings) as opened:
+        return await rematch(opened.reader, contract_id, POLICY)
 
 
 @ledger_app.command("export")
@@ -379,12 +401,46 @@ def _show_rebuild(report: RebuildReport, as_json: bool) -> None:
         console.print("[green]put right[/]: every row is now the rebuilt one; start running services again")
 
 
+def _show_rematch(found: Rematch, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        members = msgspec.to_builtins({**found._asdict(), "same": found.is_same})
+        _print_json(members)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"{found.contract_id}, matched in the log up to position {found.as_of_position:,}")
+    table = Table("offer", "seller", "price", "recorded score", "score made again", "", box=None)
+    for row in _rematch_rows(found):
+        table.add_row(*row)
+    console.print(table)
+    console.print("[green]the same match[/]" if found.is_same else "[red]not the same match[/]")
+    if not found.same_policy:
+        console.print("it was made under another policy than this release has")
+
+
+def _rematch_rows(found: Rematch) -> Iterator[tuple[str, ...]]:
+    recorded = {one.offer_id: one for one in found.recorded}
+    again = {one.offer_id: one for one in found.recomputed}
+    for offer_id in recorded | again:
+        was, now = recorded.get(offer_id), again.get(offer_id)
+        one = was or now
+        assert one is not None
+        scores = ["not chosen" if side is None else side.score_breakdown.total for side in (was, now)]
+        price = f"{one.price_per_round.amount} {one.price_per_round.currency}"
+        verdict = "[green]the same[/]" if was == now else "[red]differs[/]"
+        yield offer_id, one.seller, price, *scores, verdict
+
+
 def _short(digest: str) -> str:
     return digest if len(digest) <= 32 else f"{digest[:28]}..."
 
 
 def _quorum(quorum: bool | None) -> str:
-    return {None: "no policy asks for any", True: "quorum reached", False: "quorum not reached"}[quorum]
+    return {None: "none asked for", True: "quorum reached", False: "quorum not reached"}[quorum]
 
 
 def _print_rows(rows: Sequence[tuple[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from api.demo_data import breast_cancer_csv
 from api.demo_stage import Actor, Reply, Stage, StoryError, expect, service
 from domain.errors import LedgerError
 from domain.log.audit_proof import verify_receipt
-from ops.settings import Settings
+from ops.settings import Settings, child_environment
 
 TASK = "breast-cancer-diagnosis"
 CLINICS = {"clinic-north": "40.00", "clinic-south": "35.50", "clinic-east": "50.00"}
@@ -315,8 +315,9 @@ def _said(reply: Reply) -> dict[str, Any]:
 
 
 def _released(cast: Cast, contract_id: str) -> dict[str, Any]:
-    entries: list[dict[str, Any]] = cast.lab.get(f"/v1/log/timeline/contract/{contract_id}").body["entries"]
-    return next(entry for entry in entries if entry["event"] == "escrow_released")
+    entries = cast.lab.get(f"/v1/contracts/{contract_id}/timeline").body["entries"]
+    found: dict[str, Any] = next(entry for entry in entries if entry["event"] == "escrow_released")
+    return found
 
 
 def _books(stage: Stage, cast: Cast) -> None:
@@ -341,9 +342,9 @@ def _books(stage: Stage, cast: Cast) -> None:
 
 
 def inspect(stage: Stage, cast: Cast, contract_id: str) -> None:
-    """Show what happened to the contract, and what the market came to."""
+    """Show what happened to the contract, to whoever is a party to it, and what the market came to."""
     stage.heading(6, "Inspect timeline and metrics")
-    timeline = cast.lab.get(f"/v1/log/timeline/contract/{contract_id}")
+    timeline = cast.lab.get(f"/v1/contracts/{contract_id}/timeline")
     entries = timeline.body["entries"]
     stage.note("6 inspect", f"timeline of {len(entries)} entries", timeline)
     stage.table(
@@ -355,6 +356,9 @@ def inspect(stage: Stage, cast: Cast, contract_id: str) -> None:
         told == ["created", "escrow_funded", "bound_to_round", "round_completed", "escrow_released"],
         f"the timeline is whole: {told}",
     )
+    seller = next(iter(cast.clinics.values()))
+    same = seller.get(f"/v1/contracts/{contract_id}/timeline").body == timeline.body
+    expect(same, f"{seller.tenant} is told the same as lab")
     status = cast.lab.get("/v1/training/status")
     pending = status.body["marketplace_pending_contract"]
     stage.note("6 inspect", f"training is {status.body['status']}", status)
@@ -378,7 +382,7 @@ def _flat(value: object) -> object:
 def prove(stage: Stage, cast: Cast, contract_id: str) -> None:
     """Check one record offline by its receipt, then export the whole log and verify the file."""
     stage.heading(7, "Prove it, without trusting the service")
-    entries = cast.lab.get(f"/v1/log/timeline/contract/{contract_id}").body["entries"]
+    entries = cast.lab.get(f"/v1/contracts/{contract_id}/timeline").body["entries"]
     position = entries[-1]["position"]
     place = stage.settings.data_dir / "proofs"
     place.mkdir(parents=True, exist_ok=True)
@@ -405,16 +409,19 @@ def _audit(stage: Stage, vkey: str, place: Path) -> None:
     """Let the command line export the log over HTTP and verify the file, as an outsider would."""
     file = place / f"log-{datetime.now(UTC):%Y%m%d-%H%M%S}.zip"
     token = stage.token("outsider", "audit-office", "auditor")
-    exported = _soma("audit", "export", str(file), "--url", stage.url, "--token", token)
+    exported = _soma("audit", "export", str(file), "--url", stage.url, token=token)
     stage.note("proof", f"the log is exported to {file.name}", exported)
     verified = _soma("audit", "verify", str(file), "--key", vkey)
     stage.note("proof", f"soma audit verify {file.name}: no broken promise", verified)
     stage.console.print(verified.content.decode().strip(), markup=False, highlight=False)
 
 
-def _soma(*words: str) -> Reply:
+def _soma(*words: str, token: str | None = None) -> Reply:
+    """Run a word of the command line; a token goes by the environment, since others can read arguments."""
+    program = [sys.executable, "-m", "api.cli"]
+    environment = child_environment() if token is None else child_environment(SOMA_TOKEN=token)
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "api.cli", *words], capture_output=True, check=False)
+    done = subprocess.run([*program, *words], env=environment, capture_output=True, check=False)
     elapsed_ms = (time.perf_counter() - started) * 1_000
     said = f"soma {words[0]} {words[1]} ended with {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
     expect(done.returncode == 0, said)

@@ -21,23 +21,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from struct import Struct
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from domain.book import Account, Book, HoldState, Move, names_of
+from domain.book import Account, Book, HoldState, names_of
 from domain.errors import LedgerError, LogDamagedError, UnavailableError
-from domain.ledger import Commit, KeyKnown, Redo, Row, State, refused
-from domain.log.hashes import complete_root, leaf_hash
+from domain.ledger import Commit, KeyKnown, Redo, refused
+from domain.log.hashes import leaf_hash
 from domain.log.tiles import level_count, partial_width
-from domain.log.tree import Growth, Tree
+from domain.log.tree import Tree
 from ops import arrays, statements
-from ops.statements import HeadMode, Parts
+from ops.plans import COPY_EVENTS_MIN, Plan, copy_rows
+from ops.statements import HeadMode
+from ops.wire import Wire
 
-COPY_EVENTS_MIN = 257
 LOCKED_BATCHES = 64
+REPEATS_BATCHES = 16
 BOOK_NAMES_MAX = 200_000
 RETRIES_MAX = 6
 FOREIGN_KEPT_MAX = 256
@@ -45,23 +46,6 @@ FOREIGN_KEPT_MAX = 256
 
 class HeadMoved(Exception):
     """Another process has written since the head was read."""
-
-
-class Plan:
-    """What a batch comes to when it is computed on a head: rows for every table."""
-
-    def __init__(self, base: int) -> None:
-        self.base = base
-        self.commits: list[Commit] = []
-        # Money refusals hold only if the batch they were computed in is the one that is written.
-        self.refusals: dict[Commit, LedgerError] = {}
-        self.rows: list[Row] = []
-        self.growth: Growth | None = None
-        self.root = b""
-        self.signature = b""
-        self.postings: list[tuple[int, int, Move]] = []
-        self.accounts: dict[str, Account] = {}
-        self.holds: dict[str, HoldState] = {}
 
 
 class Committer:
@@ -88,17 +72,100 @@ class Committer:
         self._root = b""
         self._seen_size: int | None = None
         self._book = Book()
+        # Names that were looked for and do not exist; an `open` or a `hold` puts them into the book.
+        self._absent: set[str] = set()
+        self._flight: Plan | None = None
+        self._wire: Wire | None = None
         self._locked_batches = 0
+        self._repeats_batches = 0
         self._epoch = 0
         self._foreign: deque[tuple[int, set[str] | None]] = deque(maxlen=FOREIGN_KEPT_MAX)
         self.heads_lost = 0
 
-    # ------------------------------------------------------------------ the batch
+    # ------------------------------------------------------------------ batches, one after the other
+
+    @property
+    def in_flight(self) -> bool:
+        """Say whether a batch is with the database and its outcome not fetched."""
+        return self._flight is not None
+
+    def advance(self, batch: Sequence[Commit]) -> Sequence[Commit]:
+        """Compute a batch while the one before it is being written, then send it; without a batch, bring one home.
+
+        Gives the commands whose outcome is known now: each has a position or an error.
+        """
+        known: list[Commit] = []
+        plan = self._prepare(batch) if batch else None
+        if self._flight is not None:
+            flight, self._flight = self._flight, None
+            if not self._land(flight):
+                plan = None  # it was computed on what did not come true
+            known += flight.todo
+        if plan is not None and self._launch(plan):
+            self._flight = plan
+        elif batch:
+            self.commit(batch)
+            known += batch
+        return known
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the batch in flight has an outcome, at most so long."""
+        if self._wire is not None:
+            self._wire.wait(seconds)
+
+    def _prepare(self, batch: Sequence[Commit]) -> Plan | None:
+        """Compute a batch ahead, if it needs nothing read and is an ordinary one; otherwise it has to wait."""
+        if self._tree is None or self._wire is None or self._locked_batches or self._repeats_batches:
+            return None
+        if self._is_book_full():
+            return None
+        if sum(len(commit.rows) for commit in batch) >= COPY_EVENTS_MIN or self._unread(batch) != ([], []):
+            return None
+        self.observe(1)
+        return self._plan(batch)
+
+    def _launch(self, plan: Plan) -> bool:
+        mode = plan.mode
+        if mode is None or self._wire is None:
+            return False
+        try:
+            self._wire.send(*plan.statement(mode))
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            self._drop_connection()  # nothing was executed that is not found again by its head
+            return self._was_committed(plan) and self._accept(plan)
+        return True
+
+    def _land(self, flight: Plan) -> bool:
+        """Bring a batch home. Where anything went wrong it is committed again from the start.
+
+        Gives whether what was computed on top of it still stands.
+        """
+        try:
+            assert self._wire is not None
+            if self._wire.receive():
+                self.observe(4)
+                return self._accept(flight)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            self._drop_connection()
+            if self._was_committed(flight):
+                self.observe(4)
+                self._accept(flight)
+                return False
+        except psycopg.DatabaseError:
+            pass  # the batch is sorted out below, by the same path as any other
+        self._drop_memory()
+        self.commit(flight.todo)
+        return False
+
+    # ------------------------------------------------------------------ one batch at a time
 
     def commit(self, batch: Sequence[Commit]) -> None:
-        """Commit a batch; afterwards each command has a position or an error."""
+        """Commit a batch and wait for it; afterwards each command has a position or an error."""
         self.observe(1)
-        todo = list(batch)
+        todo = [c for c in batch if not c.done]
+        if self._repeats_batches:
+            self._repeats_batches -= 1
+            todo = self._without_known(todo)
         for attempt in range(RETRIES_MAX):
             try:
                 self._commit_once(todo)
@@ -107,7 +174,6 @@ class Committer:
                 self.heads_lost += 1
                 self._locked_batches = LOCKED_BATCHES
             except psycopg.errors.UniqueViolation:
-                self._drop_memory()
                 self._sort_out(todo)
             except (psycopg.OperationalError, psycopg.InterfaceError) as outage:
                 self._drop_connection()
@@ -115,7 +181,6 @@ class Committer:
                     raise UnavailableError("the log cannot be written now", internal=str(outage)) from outage
                 time.sleep(0.05 * 2**attempt)
             except psycopg.DatabaseError:
-                self._drop_memory()
                 if len(todo) == 1:
                     raise
                 self._one_by_one(todo)
@@ -140,13 +205,15 @@ class Committer:
                 self._locked_batches -= 1
                 with cursor.connection.transaction():
                     self._read_head(cursor, statements.LOCK_HEAD)
-                    plan = self._plan(cursor, todo)
+                    self._load_book(cursor, todo)
+                    plan = self._plan(todo)
                     self._write(cursor, plan, locked=True)
                     self.observe(3)
             else:
                 if self._tree is None:
                     self._read_head(cursor, statements.READ_HEAD)
-                plan = self._plan(cursor, todo)
+                self._load_book(cursor, todo)
+                plan = self._plan(todo)
                 self._write(cursor, plan, locked=False)
         except (psycopg.OperationalError, psycopg.InterfaceError):
             self._drop_connection()
@@ -159,10 +226,8 @@ class Committer:
         self.observe(4)
         self._accept(plan)
 
-    def _accept(self, plan: Plan) -> None:
-        if plan.growth is not None:
-            self._tree, self._root = plan.growth.tree, plan.root
-            self._seen_size = plan.growth.tree.size
+    def _accept(self, plan: Plan) -> bool:
+        """Tell each command what came of it; the plan has been written."""
         position = plan.base
         for commit in plan.commits:
             commit.position = position
@@ -170,26 +235,27 @@ class Committer:
             commit.after = ()
         for commit, refusal in plan.refusals.items():
             commit.error = refusal
-        from_library = {row.stream for commit in plan.commits if commit.waiter is not None for row in commit.rows}
+        if plan.growth is not None:
+            self._seen_size = plan.growth.tree.size
+        from_library = {
+            row.stream for commit in plan.commits if commit.waiter is not None for row in commit.rows
+        }
         if from_library:
             self._note_foreign(from_library)
-        if len(self._book.accounts) + len(self._book.holds) > BOOK_NAMES_MAX:
-            self._book = Book()
+        return True
 
     # ------------------------------------------------------------------ outcome of each command
 
-    def _plan(self, cursor: psycopg.Cursor[Any], todo: list[Commit]) -> Plan:
+    def _plan(self, todo: Sequence[Commit]) -> Plan:
+        """Compute a batch on the head in memory, and move that head on: what follows is computed on top of it."""
         assert self._tree is not None
-        kept = self._admit(todo)
-        self._load_book(cursor, kept)
-        plan = Plan(self._tree.size)
+        plan = Plan(todo, self._tree.size, self._root)
+        pending = self._flight.refusals if self._flight is not None else {}
         position = plan.base
-        for commit in kept:
-            if any(a.error is not None or a in plan.refusals for a in commit.after):
+        for commit in self._admit(todo):
+            if any(a.error is not None or a in plan.refusals or a in pending for a in commit.after):
                 commit.error = Redo()
-            elif commit.entries and not self._apply(commit, position, plan):
-                pass
-            else:
+            elif not commit.entries or self._apply(commit, position, plan):
                 plan.commits.append(commit)
                 plan.rows.extend(commit.rows)
                 position += len(commit.rows)
@@ -197,6 +263,7 @@ class Committer:
             plan.growth = self._tree.extend([row.leaf for row in plan.rows])
             plan.root = plan.growth.tree.root()
             plan.signature = self._sign(plan.growth.tree.size, plan.root)
+            self._tree, self._root = plan.growth.tree, plan.root
         self.observe(2)
         return plan
 
@@ -208,7 +275,9 @@ class Committer:
         kept = []
         for commit in todo:
             claims = [(row.stream, row.version) for row in commit.rows]
-            on_sand = any(a.error is not None for a in commit.after) or not from_library.isdisjoint(commit.reads)
+            on_sand = any(a.error is not None for a in commit.after) or not from_library.isdisjoint(
+                commit.reads
+            )
             taken = not versions.isdisjoint(claims) or len(set(claims)) < len(claims)
             asked = commit.key is not None and commit.key.id in keys
             if on_sand or taken or asked or self._outdated(commit):
@@ -255,26 +324,39 @@ class Committer:
 
     def _sort_out(self, todo: list[Commit]) -> None:
         """After a unique violation: find the commands whose version or key is taken."""
+        self._drop_memory()
         cursor = self._open()
         flat = [(c, row) for c in todo for row in c.rows]
         names = arrays.text([row.stream for _, row in flat]), arrays.int8([row.version for _, row in flat])
-        for (n,) in cursor.execute(statements.TAKEN_VERSIONS, names, prepare=True).fetchall():
+        for (n,) in cursor.execute(statements.TAKEN_VERSIONS, names).fetchall():
             flat[n][0].error = Redo()
+        self._without_known(todo)
+        if any(isinstance(c.error, KeyKnown) for c in todo):
+            self._repeats_batches = REPEATS_BATCHES
+
+    def _without_known(self, todo: list[Commit]) -> list[Commit]:
+        """Answer the commands whose key is in the log; give the others.
+
+        Repeats come in storms: after a first one keys are looked up ahead for a while, since a batch that runs into
+        a known key has to be computed again, with everything that was decided on top of it.
+        """
         keyed = {c.key.id: c for c in todo if c.key is not None}
-        ids = (arrays.fixed_bytea(list(keyed), 32),)
-        for (key_id,) in cursor.execute(statements.TAKEN_KEYS, ids, prepare=True).fetchall():
-            keyed[bytes(key_id)].error = KeyKnown()
+        if keyed:
+            ids = (arrays.fixed_bytea(list(keyed), 32),)
+            try:
+                for (key_id,) in self._open().execute(statements.TAKEN_KEYS, ids).fetchall():
+                    keyed[bytes(key_id)].error = KeyKnown()
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                self._drop_connection()  # only a look ahead: the commit finds the outage, and the keys, again
+        return [c for c in todo if c.error is None]
 
     # ------------------------------------------------------------------ writing
 
     def _write(self, cursor: psycopg.Cursor[Any], plan: Plan, *, locked: bool) -> None:
-        if not (plan.commits or plan.refusals):
+        if plan.mode is None:
             return
-        if not plan.rows:
-            keyed = any(commit.key for commit in plan.commits)
-            self._write_statement(cursor, plan, HeadMode.KEEP if keyed else HeadMode.LOOK)
-        elif len(plan.rows) < COPY_EVENTS_MIN:
-            self._write_statement(cursor, plan, HeadMode.SET)
+        if not plan.is_bulk:
+            self._run(plan, plan.mode)
         elif locked:
             self._write_bulk(cursor, plan)
         else:
@@ -285,51 +367,22 @@ class Committer:
     def _write_bulk(self, cursor: psycopg.Cursor[Any], plan: Plan) -> None:
         assert plan.growth is not None
         size = plan.growth.tree.size
-        cursor.execute(statements.SET_HEAD, (size, plan.root, plan.base, self._root), prepare=True)
+        cursor.execute(statements.SET_HEAD, (size, plan.root, plan.base, plan.base_root))
         if cursor.rowcount != 1:
             raise HeadMoved
         with cursor.copy(statements.COPY_EVENTS) as copy:
-            copy.write(_copy_rows(plan))
-        self._write_statement(cursor, plan, HeadMode.DONE)
+            copy.write(copy_rows(plan))
+        self._run(plan, HeadMode.DONE)
 
-    def _write_statement(self, cursor: psycopg.Cursor[Any], plan: Plan, mode: HeadMode) -> None:
-        events = bool(plan.rows) and mode is HeadMode.SET
-        tiles = plan.growth.full_tiles if plan.growth is not None else []
-        keyed = [c for c in plan.commits if c.key is not None]
-        states = {(s.kind, s.id): s for c in plan.commits for s in c.states}
-        parts = Parts(mode, events, bool(plan.rows), bool(tiles), bool(keyed), bool(plan.postings), bool(states))
-        params = self._head_params(plan, mode)
-        if events:
-            params += _event_params(plan)
-        if plan.rows:
-            params += [plan.root, plan.signature]
-        if tiles:
-            params += [
-                arrays.int2([t.level for t in tiles]),
-                arrays.int8([t.index for t in tiles]),
-                arrays.bytea([t.hashes for t in tiles]),
-                arrays.fixed_bytea([complete_root(t.hashes) for t in tiles], 32),
-            ]
-        if keyed:
-            params += _key_params(plan)
-        if plan.postings:
-            params += money_params(plan)
-        if states:
-            params += state_params(list(states.values()))
-        if cursor.execute(statements.commit_statement(parts), params, prepare=True).fetchone() is None:
+    def _run(self, plan: Plan, mode: HeadMode) -> None:
+        assert self._wire is not None
+        if not self._wire.run(*plan.statement(mode)):
             raise HeadMoved
-
-    def _head_params(self, plan: Plan, mode: HeadMode) -> list[Any]:
-        if mode in (HeadMode.KEEP, HeadMode.LOOK):
-            return [plan.base, self._root]
-        assert plan.growth is not None
-        size = plan.growth.tree.size
-        return [size] if mode is HeadMode.DONE else [size, plan.root, plan.base, self._root]
 
     # ------------------------------------------------------------------ reading what commits depend on
 
     def _read_head(self, cursor: psycopg.Cursor[Any], statement: bytes) -> None:
-        row = cursor.execute(statement, prepare=True).fetchone()
+        row = cursor.execute(statement).fetchone()
         assert row is not None, "the migrations write the head row"
         size, root = row[0], bytes(row[1])
         if self._tree is not None and (size, root) == (self._tree.size, self._root):
@@ -341,7 +394,7 @@ class Committer:
         self._seen_size = size
 
     def _tell_foreign(self, cursor: psycopg.Cursor[Any], start: int, end: int) -> None:
-        rows = cursor.execute(statements.FOREIGN_STREAMS, (start, end), prepare=True).fetchall()
+        rows = cursor.execute(statements.FOREIGN_STREAMS, (start, end)).fetchall()
         self._note_foreign({row[0] for row in rows} if len(rows) <= 5000 else None)
 
     def _note_foreign(self, streams: set[str] | None) -> None:
@@ -357,40 +410,56 @@ class Committer:
         assert self._tree is not None
         return self._tree.size
 
-    def _load_book(self, cursor: psycopg.Cursor[Any], commits: Sequence[Commit]) -> None:
+    def _unread(self, commits: Sequence[Commit]) -> tuple[list[str], list[str]]:
+        """Name the accounts and holds these commands touch that are not in memory."""
         accounts, holds = names_of(e for c in commits for _, group in c.entries for e in group)
-        unknown = [h for h in holds if h not in self._book.holds]
-        if unknown:
-            params = (arrays.text(unknown),)
-            for hold, account, amount, currency, status in cursor.execute(statements.LOAD_HOLDS, params, prepare=True):
+        book = self._book
+        accounts.update(book.holds[h].account for h in holds if h in book.holds)
+        return (
+            [a for a in accounts if a not in book.accounts and a not in self._absent],
+            [h for h in holds if h not in book.holds and h not in self._absent],
+        )
+
+    def _is_book_full(self) -> bool:
+        return len(self._book.accounts) + len(self._book.holds) + len(self._absent) > BOOK_NAMES_MAX
+
+    def _load_book(self, cursor: psycopg.Cursor[Any], commits: Sequence[Commit]) -> None:
+        if self._is_book_full():
+            self._book, self._absent = Book(), set()
+        _, holds = self._unread(commits)
+        if holds:
+            params = (arrays.text(holds),)
+            for hold, account, amount, currency, status in cursor.execute(statements.LOAD_HOLDS, params):
                 self._book.holds[hold] = HoldState(account, int(amount), currency, status)
-                accounts.add(account)
-        accounts.update(self._book.holds[h].account for h in holds if h in self._book.holds)
-        unread = [a for a in accounts if a not in self._book.accounts]
-        if unread:
-            params = (arrays.text(unread),)
-            rows = cursor.execute(statements.LOAD_ACCOUNTS, params, prepare=True)
-            for name, currency, side, overdraft, balance, held in rows:
-                self._book.accounts[name] = Account(currency, side, overdraft, int(balance), int(held))
+        accounts, _ = self._unread(commits)
+        if accounts:
+            params = (arrays.text(accounts),)
+            for name, *state, balance, held in cursor.execute(statements.LOAD_ACCOUNTS, params):
+                self._book.accounts[name] = Account(*state, int(balance), int(held))
+        self._absent.update([*accounts, *holds])
 
     # ------------------------------------------------------------------ connection
 
     def _open(self) -> psycopg.Cursor[Any]:
         if self._conn is None or self._conn.closed or self._cursor is None:
             self._conn = self._connect()
+            # psycopg answers a rollback with DEALLOCATE ALL if it has prepared anything; the wire's would go with it.
+            self._conn.prepare_threshold = None
             arrays.register(self._conn)
+            self._wire = Wire(self._conn)
             self._cursor = self._conn.cursor(binary=True, row_factory=tuple_row)
         return self._cursor
 
     def _drop_connection(self) -> None:
         self._drop_memory()
-        conn, self._conn, self._cursor = self._conn, None, None
+        conn, self._conn, self._cursor, self._wire = self._conn, None, None, None
         if conn is not None:
             conn.close()
 
     def _drop_memory(self) -> None:
         self._tree = None
         self._book = Book()
+        self._absent = set()
 
     def _was_committed(self, plan: Plan) -> bool:
         """Ask the log what became of a batch whose connection was lost while it was written."""
@@ -421,122 +490,12 @@ def load_tree(cursor: psycopg.Cursor[Any], size: int, root: bytes) -> Tree:
         width = partial_width(level, size)
         end = size >> (8 * level)
         if level == 0:
-            rows = cursor.execute(statements.EDGE_RECORDS, (end - width, end), prepare=True).fetchall()
+            rows = cursor.execute(statements.EDGE_RECORDS, (end - width, end)).fetchall()
             edge.append(b"".join(leaf_hash(bytes(r)) for (r,) in rows))
         else:
-            rows = cursor.execute(statements.EDGE_ROOTS, (level - 1, end - width, end), prepare=True).fetchall()
+            rows = cursor.execute(statements.EDGE_ROOTS, (level - 1, end - width, end)).fetchall()
             edge.append(b"".join(bytes(r) for (r,) in rows))
     tree = Tree.from_edge(size, edge)
     if tree.root() != root:
         raise LogDamagedError("the last records do not lead to the head's root", size=size)
     return tree
-
-
-# --------------------------------------------------------------------------- parameters
-
-
-def _event_params(plan: Plan) -> list[Any]:
-    rows = plan.rows
-    return [
-        plan.base,
-        arrays.int8([r.version for r in rows]),
-        arrays.text([r.stream for r in rows]),
-        arrays.text([r.type for r in rows]),
-        arrays.text([r.tenant for r in rows]),
-        arrays.fixed_bytea([r.address for r in rows], 64),
-        arrays.bytea([r.record for r in rows]),
-    ]
-
-
-def _key_params(plan: Plan) -> list[Any]:
-    ids, digests, statuses, positions, counts, answers = [], [], [], [], [], []
-    position = plan.base
-    for commit in plan.commits:
-        if commit.key is not None:
-            ids.append(commit.key.id)
-            digests.append(commit.key.digest)
-            statuses.append(commit.key.status)
-            positions.append(position if commit.rows else None)
-            counts.append(len(commit.rows))
-            answers.append(commit.key.answer)
-        position += len(commit.rows)
-    return [
-        arrays.fixed_bytea(ids, 32),
-        arrays.fixed_bytea(digests, 32),
-        arrays.int2(statuses),
-        arrays.nullable_int8(positions),
-        arrays.int4(counts),
-        arrays.bytea(answers),
-    ]
-
-
-def money_params(plan: Plan) -> list[Any]:
-    """Pack postings, accounts and holds for the statement."""
-    moves = [move for _, _, move in plan.postings]
-    accounts, holds = plan.accounts, plan.holds
-    return [
-        arrays.text([m.account for m in moves]),
-        arrays.int8([position for position, _, _ in plan.postings]),
-        arrays.int4([leg for _, leg, _ in plan.postings]),
-        arrays.text([str(m.amount_nano) for m in moves]),
-        arrays.text([m.hold for m in moves]),
-        arrays.text([str(m.balance_nano) for m in moves]),
-        arrays.text([str(m.held_nano) for m in moves]),
-        arrays.text(list(accounts)),
-        arrays.text([a.currency for a in accounts.values()]),
-        arrays.text([a.side for a in accounts.values()]),
-        arrays.text(["t" if a.overdraft else "f" for a in accounts.values()]),
-        arrays.text([str(a.balance_nano) for a in accounts.values()]),
-        arrays.text([str(a.held_nano) for a in accounts.values()]),
-        arrays.text(list(holds)),
-        arrays.text([h.account for h in holds.values()]),
-        arrays.text([h.currency for h in holds.values()]),
-        arrays.text([str(h.amount_nano) for h in holds.values()]),
-        arrays.text([h.status for h in holds.values()]),
-    ]
-
-
-def state_params(states: Sequence[State]) -> list[Any]:
-    """Pack current states for the statement."""
-    return [
-        arrays.text([s.kind for s in states]),
-        arrays.text([s.id for s in states]),
-        arrays.int8([s.version for s in states]),
-        arrays.fixed_bytea([s.address for s in states], 64),
-        arrays.text([s.tenant for s in states]),
-        arrays.text([s.owner for s in states]),
-        arrays.text([s.status for s in states]),
-        arrays.text([s.deadline for s in states]),
-        arrays.text([None if s.parties is None else ",".join(s.parties) for s in states]),
-        arrays.text_bytes([s.state for s in states]),
-        arrays.text([s.search for s in states]),
-    ]
-
-
-_FIELD = Struct("!i").pack
-_ROW_HEAD = Struct("!hiqiqi").pack  # seven fields; position and version, eight bytes each; length of the stream
-_ADDRESS_HEAD = _FIELD(64)
-
-
-def _copy_rows(plan: Plan) -> bytes:
-    """Write the rows of a bulk batch as one binary COPY stream.
-
-    Source: PostgreSQL documentation, COPY, binary format.
-    """
-    parts = [b"PGCOPY\n\xff\r\n\0", _FIELD(0), _FIELD(0)]
-    for position, row in enumerate(plan.rows, plan.base):
-        stream, topic, tenant = row.stream.encode(), row.type.encode(), row.tenant.encode()
-        parts += (
-            _ROW_HEAD(7, 8, position, 8, row.version, len(stream)),
-            stream,
-            _FIELD(len(topic)),
-            topic,
-            _FIELD(len(tenant)),
-            tenant,
-            _ADDRESS_HEAD,
-            row.address,
-            _FIELD(len(row.record)),
-            row.record,
-        )
-    parts.append(b"\xff\xff")
-    return b"".join(parts)

@@ -56,4 +56,6 @@ async def reading(pool: AsyncConnectionPool[Any]) -> AsyncIterator[psycopg.Async
         async with pool.connection() as conn, conn.cursor(binary=True) as cursor:
             yield cursor
     except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as outage:
-        raise UnavailableError("the database does not answer", internal=str(outage), retry_after_s=1) from outage
+        raise UnavailableError(
+            "the database does not answer", internal=str(outage), retry_after_s=1
+        ) from outage

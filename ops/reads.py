@@ -109,7 +109,9 @@ class LogReader:
 
     async def remembered(self, key_id: bytes) -> Remembered | None:
         """Read what was answered under a key."""
-        row = await self._one("SELECT digest, status, answer, position, event_count FROM keys WHERE id = %s", key_id)
+        row = await self._one(
+            "SELECT digest, status, answer, position, event_count FROM keys WHERE id = %s", key_id
+        )
         return Remembered(bytes(row[0]), row[1], bytes(row[2]), row[3], row[4]) if row else None
 
     # ------------------------------------------------------------------ records by place
@@ -147,7 +149,9 @@ class LogReader:
         )
         return [Stored(*row) for row in rows]
 
-    async def stream(self, stream: str, *, size: int | None = None, after: int = 0, limit: int = 10_000) -> list[Stored]:
+    async def stream(
+        self, stream: str, *, size: int | None = None, after: int = 0, limit: int = 10_000
+    ) -> list[Stored]:
         """Read a stream in order, as it was in the log of a size, after a version."""
         rows = await self._all(
             "SELECT position, address, record FROM events WHERE stream = %s AND version > %s"
@@ -172,7 +176,15 @@ class LogReader:
         return [Stored(*row) for row in rows]
 
     async def search(
-        self, *, after: int, limit: int, scan: int, size: int, tenant: str | None, type: str | None, actor: str | None
+        self,
+        *,
+        after: int,
+        limit: int,
+        scan: int,
+        size: int,
+        tenant: str | None,
+        type: str | None,
+        actor: str | None,
     ) -> tuple[list[Stored], int]:
         """Read records after a position that fit; give them and the position up to which was looked.
 
@@ -209,7 +221,8 @@ class LogReader:
         """
         where = "ORDER BY size DESC LIMIT 1" if size is None else "WHERE size = %s"
         row = await self._one(
-            f"SELECT size, root, signature, committed_at FROM checkpoints {where}", *([] if size is None else [size])
+            f"SELECT size, root, signature, committed_at FROM checkpoints {where}",
+            *([] if size is None else [size]),
         )
         if row is None:
             raise CheckpointNotFoundError(size=size)
@@ -302,7 +315,9 @@ class LogReader:
             where.append("id < %s")
             params.append(before)
         rows = await self._all(
-            f"SELECT state::text FROM records WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT %s", *params, limit
+            f"SELECT state::text FROM records WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT %s",
+            *params,
+            limit,
         )
         return [msgspec.json.decode(state) for (state,) in rows]
 
@@ -313,7 +328,9 @@ class LogReader:
 
     async def all_of(self, kind: str, status: str) -> list[Any]:
         """Read every aggregate of a kind in a status."""
-        rows = await self._all("SELECT state::text FROM records WHERE kind = %s AND status = %s", kind, status)
+        rows = await self._all(
+            "SELECT state::text FROM records WHERE kind = %s AND status = %s", kind, status
+        )
         decoder = msgspec.json.Decoder(AGGREGATES[kind])
         return [decoder.decode(state) for (state,) in rows]
 
@@ -323,7 +340,9 @@ class LogReader:
             await cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             await cursor.execute("SELECT size FROM log_head")
             ((size,),) = await cursor.fetchall()
-            await cursor.execute("SELECT state::text FROM records WHERE kind = 'offer' AND status <> 'retired'")
+            await cursor.execute(
+                "SELECT state::text FROM records WHERE kind = 'offer' AND status <> 'retired'"
+            )
             offers = [_offers.decode(state) for (state,) in await cursor.fetchall()]
             await cursor.execute("SELECT id, state::text FROM records WHERE kind = 'seller'")
             return size, offers, {name: _sellers.decode(state) for name, state in await cursor.fetchall()}
@@ -358,7 +377,8 @@ class LogReader:
     async def due(self, limit: int) -> list[tuple[str, str]]:
         """List aggregates (kind, id) whose deadline has passed, the longest overdue first."""
         rows = await self._all(
-            "SELECT kind, id FROM records WHERE deadline <= clock_timestamp() ORDER BY deadline LIMIT %s", limit
+            "SELECT kind, id FROM records WHERE deadline <= clock_timestamp() ORDER BY deadline LIMIT %s",
+            limit,
         )
         return [(kind, name) for kind, name in rows]
 

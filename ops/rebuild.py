@@ -25,7 +25,7 @@ from domain.errors import LedgerError, LogDamagedError, UnavailableError
 from domain.ledger import state_of
 from domain.log.records import AGGREGATES, Aggregate, MoneyEvent, Record, blank, decode, digest
 from ops import arrays
-from ops.commit import Plan, money_params, state_params
+from ops.plans import Plan, money_params, state_params
 from ops.postgres import connect_owner
 from ops.statements import HeadMode, Parts, commit_statement
 
@@ -158,7 +158,7 @@ class _Replay:
             raise LogDamagedError("positions are missing from the log", start=self._done, end=end)
         records = [(position, bytes(data), decode(data)) for position, data in found]
         self._fetch({record.stream for _, _, record in records if record.version > 1})
-        plan = Plan(self._done)
+        plan = Plan((), self._done, b"")
         touched: dict[str, None] = {}
         for position, data, record in records:
             self._mutate(data, record)

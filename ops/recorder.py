@@ -49,6 +49,11 @@ CHANNEL = "soma_log"
 
 log = telemetry.logger(__name__)
 
+# The share of a flight's usual time after which the next batch is taken: early enough to be computed by the landing,
+# late enough to be full.
+LEAD = 0.5
+FLIGHT_S_MAX = 0.05
+
 _SELECT_STREAM = "SELECT stream, version, type, record FROM events WHERE stream = %s"
 _SELECT_LOG = "SELECT position + 1, stream, version, type, record FROM events WHERE position >= %s"
 
@@ -76,6 +81,10 @@ class LedgerRecorder(ApplicationRecorder):
         self._batch_commands_max = batch_commands_max
         self._batch_events_max = batch_events_max
         self._watch_interval_s = watch_interval_s
+        # Commands whose batch is in flight, when it left, and how long a flight takes of late.
+        self._unanswered: list[Commit] = []
+        self._started_s = time.perf_counter()
+        self._flight_s = 0.0
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
@@ -105,16 +114,24 @@ class LedgerRecorder(ApplicationRecorder):
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                if not self._queue and not self._closing:
-                    self._wake.wait(self._watch_interval_s)
-                if self._closing and not self._queue:
-                    return
-                batch = self._take()
-            if batch:
+            batch = self._next()
+            if batch or self._committer.in_flight:
                 self._commit(batch)
+            elif self._closing:
+                return
             else:
                 self._look_around()
+
+    def _next(self) -> list[Commit]:
+        """Take the next batch; with one in flight, give it most of its time before taking the next."""
+        if self._committer.in_flight:
+            self._committer.wait(self._flight_s * LEAD)
+            with self._wake:
+                return self._take()
+        with self._wake:
+            if not self._queue and not self._closing:
+                self._wake.wait(self._watch_interval_s)
+            return self._take()
 
     def _look_around(self) -> None:
         """While idle, notice what other processes wrote, so that nothing is decided on an old state for long."""
@@ -134,19 +151,30 @@ class LedgerRecorder(ApplicationRecorder):
         return batch
 
     def _commit(self, batch: list[Commit]) -> None:
-        started = time.perf_counter()
+        """Hand a batch to the committer and tell the callers whose outcome is known by then."""
+        waiting = [*self._unanswered, *batch]
         try:
-            self._committer.commit(batch)
+            self._committer.advance(batch)
         except BaseException as error:
-            log.error("commit_failed", error=repr(error), commands=len(batch))
-            for commit in batch:
+            log.error("commit_failed", error=repr(error), commands=len(waiting))
+            for commit in waiting:
                 if not commit.done:
                     commit.error = error
-        seconds = time.perf_counter() - started
-        outcomes = Counter("committed" if c.position is not None else _outcome(c.error) for c in batch)
-        telemetry.batch_committed(outcomes, sum(len(c.rows) for c in batch if c.position is not None), seconds)
-        _tell(batch)
-        self._committer.observe(5)
+        known = [commit for commit in waiting if commit.done]
+        self._unanswered = [commit for commit in waiting if not commit.done]
+        if known:
+            self._report(known)
+            _tell(known)
+            self._committer.observe(5)
+        self._started_s = time.perf_counter()
+
+    def _report(self, known: Sequence[Commit]) -> None:
+        seconds = time.perf_counter() - self._started_s
+        self._flight_s += (min(seconds, FLIGHT_S_MAX) - self._flight_s) / 8
+        outcomes = Counter("committed" if c.position is not None else _outcome(c.error) for c in known)
+        telemetry.batch_committed(
+            outcomes, sum(len(c.rows) for c in known if c.position is not None), seconds
+        )
 
     def close(self) -> None:
         """Finish what is queued, refuse the rest, and give the connections back."""
@@ -184,7 +212,9 @@ class LedgerRecorder(ApplicationRecorder):
         self._enqueue(commit)
         commit.waiter.acquire()
         if commit.error is not None:
-            raise _library_error(commit.error) from None if isinstance(commit.error, LedgerError) else commit.error
+            raise _library_error(commit.error) from (
+                None if isinstance(commit.error, LedgerError) else commit.error
+            )
         assert commit.position is not None
         return list(range(commit.position + 1, commit.position + 1 + len(stored_events)))
 
@@ -246,13 +276,18 @@ class LedgerRecorder(ApplicationRecorder):
         statement += " ORDER BY position LIMIT %s"
         params.append(limit)
         rows = self._rows(statement, params)
-        return [Notification(id=n, originator_id=s, originator_version=v, topic=t, state=r) for n, s, v, t, r in rows]
+        return [
+            Notification(id=n, originator_id=s, originator_version=v, topic=t, state=r)
+            for n, s, v, t, r in rows
+        ]
 
     def max_notification_id(self) -> int | None:
         """Give the size of the log, which is the last notification id."""
         return self._rows("SELECT size FROM log_head", [])[0][0] or None
 
-    def subscribe(self, gt: int | None = None, topics: Sequence[str] = ()) -> Subscription[ApplicationRecorder]:
+    def subscribe(
+        self, gt: int | None = None, topics: Sequence[str] = ()
+    ) -> Subscription[ApplicationRecorder]:
         """Follow the log: first what is there, then what comes."""
         return LogSubscription(recorder=self, gt=gt, topics=topics)
 
@@ -286,7 +321,9 @@ class LogSubscription(ListenNotifySubscription[LedgerRecorder]):
                     self._wait(conn)
                     conn.execute(f"UNLISTEN {CHANNEL}")
             except psycopg.OperationalError:
-                time.sleep(0.2)  # the connection broke; a new one listens on, and the look below finds what was missed
+                time.sleep(
+                    0.2
+                )  # the connection broke; a new one listens on, and the look below finds what was missed
             except BaseException as error:
                 self._thread_error = error
                 self.stop()

@@ -87,7 +87,9 @@ async def database(settings: Settings) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def open_runtime(settings: Settings, observe: Callable[[int], None] | None = None) -> AsyncIterator[Runtime]:
+async def open_runtime(
+    settings: Settings, observe: Callable[[int], None] | None = None
+) -> AsyncIterator[Runtime]:
     """Open the ledger; on leaving, finish the queue and close.
 
     observe is called at each numbered state of a commit (ops/commit.py); crash tests use it.
@@ -132,7 +134,9 @@ async def _assemble(settings: Settings, url: str, observe: Callable[[int], None]
     await pool.open(wait=True)
     reader = LogReader(pool)
     clock = Clock()
-    gate = Ledger(_GateLog(recorder, reader), clock=clock, next_id=next_id, resident_max=settings.resident_max)
+    gate = Ledger(
+        _GateLog(recorder, reader), clock=clock, next_id=next_id, resident_max=settings.resident_max
+    )
     gates.append(gate)
     return Runtime(settings, url, signer, recorder, reader, gate, ObjectStore.open(settings), clock)
 

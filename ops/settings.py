@@ -6,6 +6,7 @@ PostgreSQL, no object store URL means a directory.
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 
@@ -181,6 +182,11 @@ def settings_reference() -> str:
             "",
         ]
     )
+
+
+def child_environment(**added: str) -> dict[str, str]:
+    """Give this process's environment with more variables, for a child: arguments can be read by others."""
+    return {**os.environ, **added}
 
 
 def _default(field: FieldInfo) -> str:

@@ -46,9 +46,7 @@ _EVENTS = (
     " FROM unnest(%b::bigint[], %b::text[], %b::text[], %b::text[], %b::bytea[], %b::bytea[])"
     f" WITH ORDINALITY AS u(v, s, t, o, a, r, n) {_GO})"
 )
-_TREE = (
-    "c AS (INSERT INTO checkpoints (size, root, signature) SELECT size, %b::bytea, %b::bytea FROM h)"
-)
+_TREE = "c AS (INSERT INTO checkpoints (size, root, signature) SELECT size, %b::bytea, %b::bytea FROM h)"
 _TILES = (
     "t AS (INSERT INTO tiles (level, index, hashes, root)"
     f" SELECT * FROM unnest(%b::smallint[], %b::bigint[], %b::bytea[], %b::bytea[]) {_GO})"

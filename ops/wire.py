@@ -31,6 +31,8 @@ class Wire:
         self._pgconn = connection.pgconn
         self._pgconn.nonblocking = 1
         self._names: dict[bytes, bytes] = {}
+        self._poll = select.poll()
+        self._poll.register(self._pgconn.socket, select.POLLIN)
 
     def send(self, statement: bytes, params: Sequence[Parameter]) -> None:
         """Send a statement written with %b; `receive` must follow."""
@@ -53,6 +55,10 @@ class Wire:
             raise failure
         return rows
 
+    def wait(self, seconds: float) -> None:
+        """Wait until the server has something to say, at most so long."""
+        self._poll.poll(seconds * 1_000)
+
     def run(self, statement: bytes, params: Sequence[Parameter]) -> int:
         """Send a statement and wait for its outcome."""
         self.send(statement, params)
@@ -69,13 +75,14 @@ class Wire:
     def _flush(self) -> None:
         """Push everything out; while the server is busy sending, take in what it sends, or both would wait for ever."""
         while self._pgconn.flush():
-            readable, _, _ = select.select([self._pgconn.socket], [self._pgconn.socket], [])
-            if readable:
+            both = select.poll()
+            both.register(self._pgconn.socket, select.POLLIN | select.POLLOUT)
+            if both.poll()[0][1] & select.POLLIN:
                 self._pgconn.consume_input()
 
     def _next_result(self) -> Any:
         while self._pgconn.is_busy():
-            select.select([self._pgconn.socket], [], [])
+            self._poll.poll()
             self._pgconn.consume_input()
         return self._pgconn.get_result()
 

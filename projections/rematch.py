@@ -8,9 +8,10 @@ import msgspec
 
 from domain.errors import ContractNotFoundError
 from domain.log.records import Aggregate, blank, decode
+from domain.market.candidates import MatchPolicy
 from domain.market.contracts import Contract
 from domain.market.intents import Intent, candidate, want_of
-from domain.market.matching import MatchPolicy, SelectedOffer, match
+from domain.market.matching import SelectedOffer, match
 from domain.market.offers import Offer, Seller
 from ops.reads import LogReader
 

@@ -52,11 +52,12 @@ from domain.fields import Command, Labels, Share, share_ppm
 from domain.ledger import Caller
 from domain.log.records import Aggregate
 from domain.market import contracts, disputes, intents, offers
+from domain.market.candidates import Candidate, MatchPolicy
 from domain.market.contracts import Contract
 from domain.market.datasets import dataset_fingerprint, parse_csv
 from domain.market.disputes import Dispute
 from domain.market.intents import Intent, OpenIntent, Proposed, candidate, propose, want_of
-from domain.market.matching import Candidate, MatchPolicy, MatchResult, match
+from domain.market.matching import MatchResult, match
 from domain.market.offers import DataSet, ListOffer, Offer, OfferStep, ReviseOffer
 from domain.market.rounds import Round
 from domain.values import Money

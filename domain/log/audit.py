@@ -63,7 +63,7 @@ class Report:
     """The outcome of one audit.
 
     Invariant: `ok` exactly when there is no finding. `key_pinned` tells whether the key came from the
-    caller; `quorum` whether the policy in force is satisfied (None without a policy). `digest` is over
+    caller; `quorum` whether the policy in force is satisfied (None where none asks for a witness). `digest` is over
     the final state of streams, accounts and holds, so two audits of one log give the same.
     `holed_from` is the first position that could not be read: faults of version or balance after it that
     may come from the hole alone are not held against the log.
@@ -268,7 +268,7 @@ class _Audit:
             self._findings.add(
                 "cosignature_invalid", f"the line of witness {name!r} is bad", path="checkpoint"
             )
-        if pinned is not None and not outcome.quorum:
+        if pinned is not None and outcome.quorum is False:
             signed = ", ".join(sorted(outcome.signed)) or "nobody"
             absent = ", ".join(sorted(policy.witnesses.keys() - outcome.signed)) or "nobody"
             message = f"cosigned by {signed}; not by {absent}; {policy.quorum!r} is not reached"

@@ -284,11 +284,11 @@ def _read_group(policy: Policy, words: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Cosigned:
-    """Who cosigned a checkpoint, and whose line is bad."""
+    """Who cosigned a checkpoint, whose line is bad, and whether they suffice; None where nobody is asked for."""
 
     signed: frozenset[str]
     refused: tuple[str, ...]
-    quorum: bool
+    quorum: bool | None
 
 
 def check_cosignatures(checkpoint: Checkpoint, policy: Policy) -> Cosigned:
@@ -300,4 +300,5 @@ def check_cosignatures(checkpoint: Checkpoint, policy: Policy) -> Cosigned:
             signed.add(name)
         elif lines:
             refused.append(name)
-    return Cosigned(frozenset(signed), tuple(refused), policy.satisfied(signed))
+    quorum = None if policy.quorum == "none" else policy.satisfied(signed)
+    return Cosigned(frozenset(signed), tuple(refused), quorum)

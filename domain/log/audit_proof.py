@@ -161,11 +161,11 @@ def _read_trust(
     return key, rules
 
 
-def _check_witnesses(checkpoint: Checkpoint, policy: Policy, findings: Findings) -> bool:
+def _check_witnesses(checkpoint: Checkpoint, policy: Policy, findings: Findings) -> bool | None:
     outcome = check_cosignatures(checkpoint, policy)
     for name in outcome.refused:
         findings.add("cosignature_invalid", f"the line of witness {name!r} is bad")
-    if not outcome.quorum:
+    if outcome.quorum is False:
         findings.add("quorum_missing", f"{policy.quorum!r} is not reached")
     return outcome.quorum
 

@@ -21,8 +21,9 @@ from domain.errors import (
 from domain.fields import Command, Kept, Label, Labels, Moment, Share, share_ppm
 from domain.ledger import Case, Redo, allow
 from domain.log.records import Aggregate, Event, Record
+from domain.market.candidates import Candidate, MatchPolicy, Want
 from domain.market.contracts import Contract, Terms, open_contract
-from domain.market.matching import Candidate, MatchPolicy, MatchResult, Want, match
+from domain.market.matching import MatchResult, match
 from domain.market.offers import Offer, Seller, declared_ppm
 from domain.market.standing import quality_ppm
 from domain.values import CURRENCY_DIGITS, Money, moment_of, moment_text

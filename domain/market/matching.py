@@ -9,30 +9,25 @@ integers in parts per million (ppm) inside, decimal strings with six digits ("0.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import gcd
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from domain.canonical import encode_record
 from domain.errors import InvalidFieldError, MaxOffersInvalidError
+from domain.market.candidates import Candidate, Columns, MatchPolicy, Numbers, Want, columns_of, whole_numbers
 from domain.market.knapsack import Choice, Limits, choose
-from domain.market.standing import PPM, beta_bounds_ppm
-from domain.values import Money, parse_nano
-
-Numbers = npt.NDArray[Any]
+from domain.market.proposals import Proposal, propose
+from domain.market.standing import PPM, beta_bounds_ppm, ppm_text
+from domain.values import Money
 
 OFFERS_MAX = 25
 TOP_RANKED_MAX = 5
 
 # What a record can hold: with ids of 128 characters and every reason on every offer these stay below 60 kB.
 PER_OFFER_MAX = 100
-PROPOSED_OFFERS_MAX = 10
-PROPOSED_VALUES_MAX = 20
 
 REASONS = (
     "offer_not_active",
@@ -46,80 +41,6 @@ REASONS = (
 )
 _BIT = {reason: 1 << place for place, reason in enumerate(REASONS)}
 _REASONS_OF = [tuple(one for one in REASONS if code & _BIT[one]) for code in range(1 << len(REASONS))]
-
-
-# --------------------------------------------------------------------------- what goes in
-
-
-class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One version of an offer, with the standing of its seller as evidence gives it.
-
-    An empty allowed_tasks allows every task; expires_at is a moment's text, None for never. declared_quality is
-    what the seller says; it is carried along and never scored. An intent's least quality is held against
-    threshold_ppm: evidence where there is some, otherwise the declared value, so that a new seller stands low in
-    the ranking but is not shut out. None means quality_ppm.
-
-    Units:  price per round; quality_ppm and threshold_ppm in 0..1,000,000.
-    """
-
-    offer_id: str
-    version: int
-    seller: str
-    price: Money
-    allowed_tasks: tuple[str, ...]
-    modality: str
-    status: str
-    expires_at: str | None
-    quality_ppm: int
-    declared_quality: str
-    successes: int
-    failures: int
-    min_rounds: int = 1
-    threshold_ppm: int | None = None
-
-
-class Want(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a buyer looks for.
-
-    budget None is unlimited and 0 buys only free offers; no required modality means any; max_per_seller None
-    leaves sellers uncapped.
-    """
-
-    owner: str
-    task_type: str
-    required_modalities: tuple[str, ...]
-    min_quality_ppm: int
-    budget: Money | None
-    currency: str
-    max_offers: int = 3
-    deadline: str | None = None
-    max_per_seller: int | None = None
-
-
-class MatchPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The weights and limits of a match; its digest names them in every result.
-
-    `algorithm` changes whenever the same inputs could give another answer. With offers_outlive_deadline an offer
-    that expires before the deadline of the want counts as expired.
-
-    Units:  weights in ppm, together 1,000,000; nodes_max and states_max bound the work, see knapsack.
-    """
-
-    w_quality: int = 500_000
-    w_cost: int = 300_000
-    w_trust: int = 200_000
-    nodes_max: int = 200_000
-    states_max: int = 2_000_000
-    offers_outlive_deadline: bool = False
-    algorithm: str = "match-1"
-
-    @property
-    def digest(self) -> str:
-        """Address the policy by its canonical JSON.
-
-        Source: RFC 8785.
-        """
-        return "sha3-512:" + hashlib.sha3_512(encode_record(msgspec.to_builtins(self))).hexdigest()
 
 
 # --------------------------------------------------------------------------- what comes out
@@ -166,19 +87,6 @@ class RejectedOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offer_id: str
     version: int
     reasons: tuple[str, ...]
-
-
-class Proposal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A single change of the want after which there is a match, and offers that then match.
-
-    `at_least` is an amount of the currency of the want, `at_most` a quality with six digits or a moment.
-    """
-
-    change: str
-    offers: tuple[str, ...]
-    at_least: str | None = None
-    at_most: str | None = None
-    one_of: tuple[str, ...] | None = None
 
 
 class PriceBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,23 +137,6 @@ class MatchResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # --------------------------------------------------------------------------- the match
 
 
-class _Columns(msgspec.Struct):
-    """All candidates in the order of their ids, as parallel columns; prices in nano-units."""
-
-    offers: list[Candidate]
-    seller: Sequence[str]
-    currency: list[str]
-    nano: Numbers
-    allowed_tasks: Sequence[tuple[str, ...]]
-    modality: Sequence[str]
-    status: Sequence[str]
-    expires_at: Sequence[str | None]
-    quality: Numbers
-    threshold: Numbers
-    successes: Sequence[int]
-    failures: Sequence[int]
-
-
 class _Scores(msgspec.Struct):
     """The compatible offers: `at` leads to the columns, the rest are ppm, prices in units of their divisor."""
 
@@ -274,7 +165,7 @@ def match(
     Errors: invalid_max_offers, invalid_field.
     """
     _check(want, policy)
-    columns = _columns(candidates)
+    columns = columns_of(candidates)
     reasons = _reasons(want, columns, policy, now_text)
     scores = _scores(columns, np.flatnonzero(reasons == 0), policy, want.budget)
     choice = _choice(want, columns, scores, policy)
@@ -285,17 +176,6 @@ def match(
         score_total=ppm_text(choice.score),
         diagnostics=_diagnostics(want, columns, reasons, scores, choice, policy, now_text, as_of_position),
     )
-
-
-def ppm_text(ppm: int) -> str:
-    """Print parts per million as a decimal string with six digits."""
-    return f"{ppm // PPM}.{ppm % PPM:06d}"
-
-
-def ppm_of(text: str) -> int:
-    """Read what `ppm_text` wrote."""
-    whole, part = text.split(".")
-    return int(whole) * PPM + int(part)
 
 
 def _check(want: Want, policy: MatchPolicy) -> None:
@@ -310,45 +190,7 @@ def _check(want: Want, policy: MatchPolicy) -> None:
         raise InvalidFieldError("the weights of a policy are not negative and add up to 1,000,000 ppm")
 
 
-def _columns(candidates: Sequence[Candidate]) -> _Columns:
-    offers = sorted(candidates, key=_offer_id)
-    rows = list(zip(*map(msgspec.structs.astuple, offers), strict=True)) or [()] * len(
-        Candidate.__struct_fields__
-    )
-    ids, _, seller, prices, tasks, modality, status, expires_at = rows[:8]
-    qualities, _, successes, failures, _, least = rows[8:]
-    if len(set(ids)) != len(ids):
-        raise ValueError("each offer can be a candidate once")
-    quality = np.array(qualities, dtype=np.int64)
-    thresholds = [own if one is None else one for one, own in zip(least, qualities, strict=True)]
-    if len(quality) and not 0 <= min(*qualities, *thresholds) <= max(*qualities, *thresholds) <= PPM:
-        raise ValueError("quality lies in 0..1,000,000 ppm")
-    return _Columns(
-        offers=offers,
-        seller=seller,
-        currency=[price.currency for price in prices],
-        nano=_whole_numbers([parse_nano(price.amount) for price in prices]),
-        allowed_tasks=tasks,
-        modality=modality,
-        status=status,
-        expires_at=expires_at,
-        quality=quality,
-        threshold=np.array(thresholds, dtype=np.int64),
-        successes=successes,
-        failures=failures,
-    )
-
-
-def _offer_id(candidate: Candidate) -> str:
-    return candidate.offer_id
-
-
-def _whole_numbers(values: list[int]) -> Numbers:
-    """Put integers in an array that never overflows: native where they fit, Python's own otherwise."""
-    return np.array(values, dtype=np.int64 if max(values, default=0) < 2**62 else object)
-
-
-def _reasons(want: Want, columns: _Columns, policy: MatchPolicy, now: str) -> Numbers:
+def _reasons(want: Want, columns: Columns, policy: MatchPolicy, now: str) -> Numbers:
     """Collect everything that speaks against each offer, one bit per reason."""
     alive_until = _alive_until(want, policy, now)
     modalities = set(want.required_modalities) or set(columns.modality)
@@ -378,11 +220,11 @@ def _alive_until(want: Want, policy: MatchPolicy, now: str) -> str:
     return now
 
 
-def _scores(columns: _Columns, at: Numbers, policy: MatchPolicy, budget: Money | None) -> _Scores:
+def _scores(columns: Columns, at: Numbers, policy: MatchPolicy, budget: Money | None) -> _Scores:
     """Score the compatible offers; each component is rounded to the nearest ppm, halves up."""
     places = at.tolist()
     unit = gcd(*columns.nano[at].tolist(), budget.nano if budget else 0) or 1
-    price = _whole_numbers((columns.nano[at] // unit).tolist())
+    price = whole_numbers((columns.nano[at] // unit).tolist())
     histories = [(columns.successes[place], columns.failures[place]) for place in places]
     bounds = beta_bounds_ppm(histories)
     trust_bound = [bounds[history] for history in histories]
@@ -413,7 +255,7 @@ def _cost_norms(price: Numbers) -> Numbers:
     return norms.astype(np.int64)
 
 
-def _choice(want: Want, columns: _Columns, scores: _Scores, policy: MatchPolicy) -> Choice:
+def _choice(want: Want, columns: Columns, scores: _Scores, policy: MatchPolicy) -> Choice:
     budget = None if want.budget is None else want.budget.nano // scores.unit
     limits = Limits(budget, want.max_offers, want.max_per_seller, policy.nodes_max, policy.states_max)
     sellers = None
@@ -432,7 +274,7 @@ def _breakdown(scores: _Scores, pick: int) -> ScoreBreakdown:
     return ScoreBreakdown(*(ppm_text(int(part[pick])) for part in parts))
 
 
-def _selected(columns: _Columns, scores: _Scores, pick: int) -> SelectedOffer:
+def _selected(columns: Columns, scores: _Scores, pick: int) -> SelectedOffer:
     offer = columns.offers[int(scores.at[pick])]
     return SelectedOffer(
         offer_id=offer.offer_id,
@@ -451,7 +293,7 @@ def _selected(columns: _Columns, scores: _Scores, pick: int) -> SelectedOffer:
 
 def _diagnostics(
     want: Want,
-    columns: _Columns,
+    columns: Columns,
     reasons: Numbers,
     scores: _Scores,
     choice: Choice,
@@ -480,7 +322,7 @@ def _diagnostics(
     )
 
 
-def _top_ranked(columns: _Columns, scores: _Scores) -> tuple[RankedOffer, ...]:
+def _top_ranked(columns: Columns, scores: _Scores) -> tuple[RankedOffer, ...]:
     front = np.argsort(-scores.total, kind="stable")
     if len(front) > TOP_RANKED_MAX:
         front = np.flatnonzero(scores.total >= scores.total[front[TOP_RANKED_MAX - 1]])
@@ -493,7 +335,7 @@ def _top_ranked(columns: _Columns, scores: _Scores) -> tuple[RankedOffer, ...]:
     )
 
 
-def _nearest_misses(columns: _Columns, reasons: Numbers) -> tuple[RejectedOffer, ...]:
+def _nearest_misses(columns: Columns, reasons: Numbers) -> tuple[RejectedOffer, ...]:
     rejected = np.flatnonzero(reasons)
     nearest = rejected[np.argsort(np.bitwise_count(reasons[rejected]), kind="stable")][:PER_OFFER_MAX]
     return tuple(
@@ -509,80 +351,8 @@ def _price_bounds(scores: _Scores, currency: str) -> PriceBounds | None:
     return PriceBounds(Money.of(lowest * scores.unit, currency), Money.of(highest * scores.unit, currency))
 
 
-# --------------------------------------------------------------------------- what would have matched
-
-
-def _proposals(want: Want, columns: _Columns, reasons: Numbers, now: str) -> tuple[Proposal, ...]:
-    """Find the single changes that make a match, each from offers with exactly one reason against them."""
-
+def _proposals(want: Want, columns: Columns, reasons: Numbers, now: str) -> tuple[Proposal, ...]:
     def only(reason: str) -> list[int]:
         return np.flatnonzero(reasons == _BIT[reason]).tolist()
 
-    found = (
-        _budget_proposal(want, columns, only("budget_rejected")),
-        _quality_proposal(columns, only("quality_below_threshold")),
-        _modality_proposal(columns, only("modality_mismatch")),
-        _task_proposal(columns, only("task_not_supported")),
-        _deadline_proposal(columns, only("offer_expired"), now),
-    )
-    return tuple(one for one in found if one is not None)
-
-
-def _named(columns: _Columns, places: Iterable[int]) -> tuple[str, ...]:
-    return tuple(columns.offers[at].offer_id for at in places)[:PROPOSED_OFFERS_MAX]
-
-
-def _budget_proposal(want: Want, columns: _Columns, places: list[int]) -> Proposal | None:
-    if not places:
-        return None
-    nano = {at: int(columns.nano[at]) for at in places}
-    least = min(nano.values())
-    offers = _named(columns, (at for at in places if nano[at] == least))
-    return Proposal("budget", offers, at_least=Money.of(least, want.currency).amount)
-
-
-def _quality_proposal(columns: _Columns, places: list[int]) -> Proposal | None:
-    if not places:
-        return None
-    best = int(columns.threshold[places].max())
-    offers = _named(columns, (at for at in places if columns.threshold[at] == best))
-    return Proposal("min_quality", offers, at_most=ppm_text(best))
-
-
-def _modality_proposal(columns: _Columns, places: list[int]) -> Proposal | None:
-    if not places:
-        return None
-    values = sorted({columns.modality[at] for at in places})[:PROPOSED_VALUES_MAX]
-    offers = _named(columns, (at for at in places if columns.modality[at] in values))
-    return Proposal("required_modalities", offers, one_of=tuple(values))
-
-
-def _task_proposal(columns: _Columns, places: list[int]) -> Proposal | None:
-    if not places:
-        return None
-    values = sorted({task for at in places for task in columns.allowed_tasks[at]})[:PROPOSED_VALUES_MAX]
-    offers = _named(columns, (at for at in places if set(columns.allowed_tasks[at]) & set(values)))
-    return Proposal("task_type", offers, one_of=tuple(values))
-
-
-def _deadline_proposal(columns: _Columns, places: list[int], now: str) -> Proposal | None:
-    """Propose an earlier deadline; nothing brings back an offer that has expired by now."""
-    until = {at: columns.expires_at[at] or "" for at in places}
-    latest = max(until.values(), default="")
-    if latest <= now:
-        return None
-    return Proposal("deadline", _named(columns, (at for at in places if until[at] == latest)), at_most=latest)
-
-
-def adopted(want: Want, proposal: Proposal) -> list[Want]:
-    """Apply a proposal to the want it was made for: one changed want per value it offers."""
-    change = msgspec.structs.replace
-    if proposal.change == "budget" and proposal.at_least is not None:
-        return [change(want, budget=Money.parse(proposal.at_least, want.currency))]
-    if proposal.change == "min_quality" and proposal.at_most is not None:
-        return [change(want, min_quality_ppm=ppm_of(proposal.at_most))]
-    if proposal.change == "deadline":
-        return [change(want, deadline=proposal.at_most)]
-    if proposal.change == "required_modalities":
-        return [change(want, required_modalities=(one,)) for one in proposal.one_of or ()]
-    return [change(want, task_type=one) for one in proposal.one_of or ()]
+    return propose(want, columns, only, now)

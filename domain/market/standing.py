@@ -127,3 +127,14 @@ def beta_cdf_reaches_tail(successes: int, failures: int, x: int, scale: int) -> 
         term = term * (trials - done + 1) * x // (done * rest)
         tail += term if done > successes else 0
     return bool(100 * tail >= TAIL_PERCENT * scale**trials)
+
+
+def ppm_text(ppm: int) -> str:
+    """Print parts per million as a decimal string with six digits."""
+    return f"{ppm // PPM}.{ppm % PPM:06d}"
+
+
+def ppm_of(text: str) -> int:
+    """Read what `ppm_text` wrote."""
+    whole, part = text.split(".")
+    return int(whole) * PPM + int(part)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from domain.market import matching
-from domain.market.matching import Candidate, MatchPolicy, Want
+from domain.market.candidates import Candidate, MatchPolicy, Want, columns_of
 from domain.values import Money, parse_nano
 
 NOW = "2030-01-01T00:00:00.000000Z"
@@ -119,11 +119,11 @@ def figures() -> list[dict[str, Any]]:
 def _split(wants: list[Want], offers: list[Candidate], policy: MatchPolicy) -> list[tuple[str, float]]:
     parts: dict[str, list[float]] = {"columns": [], "reasons": [], "scores": [], "choice": []}
     for want in wants:
-        columns = matching._columns(offers)
+        columns = columns_of(offers)
         reasons = matching._reasons(want, columns, policy, NOW)
         at = np.flatnonzero(reasons == 0)
         scores = matching._scores(columns, at, policy, want.budget)
-        parts["columns"].append(median_ms(lambda: matching._columns(offers)))
+        parts["columns"].append(median_ms(lambda: columns_of(offers)))
         parts["reasons"].append(
             median_ms(lambda want=want, columns=columns: matching._reasons(want, columns, policy, NOW))
         )

@@ -195,6 +195,16 @@ class TestFiles:
         ):
             assert head.headers[name] == got.headers[name]
 
+    @pytest.mark.parametrize("path", ["checkpoint", "log.vkey", "policy", "tile/0/000"])
+    def test_a_slash_more_is_another_path_and_other_methods_hear_which_there_are(
+        self, nobody: httpx.Client, path: str
+    ) -> None:
+        assert nobody.get(f"/{path}/").status_code == nobody.head(f"/{path}/").status_code == 404
+        for method in ("OPTIONS", "POST", "DELETE"):
+            refused = nobody.request(method, f"/{path}")
+            assert (refused.status_code, refused.json()["code"]) == (405, "method_not_allowed")
+            assert refused.headers["allow"] == "GET, HEAD"
+
     def test_who_has_the_bytes_already_hears_not_changed(self, nobody: httpx.Client) -> None:
         etag = nobody.get("/tile/0/000").headers["etag"]
         again = nobody.get("/tile/0/000", headers={"if-none-match": f'W/"other", {etag}'})

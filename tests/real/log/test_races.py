@@ -25,6 +25,7 @@ from domain.errors import (
     RoundNotCompletedError,
 )
 from domain.ledger import Answer
+from domain.market.candidates import MatchPolicy
 from domain.market.contracts import FundContract, ReleaseEscrow, fund_contract, release_escrow
 from domain.market.intents import (
     Intent,
@@ -35,7 +36,6 @@ from domain.market.intents import (
     open_intent,
     propose,
 )
-from domain.market.matching import MatchPolicy
 from domain.market.offers import ListOffer, Offer, list_offer
 from domain.market.rounds import CompleteRound, StartRound, complete_round, start_round
 from ops.runtime import Runtime, open_runtime

@@ -14,7 +14,7 @@ from domain.errors import LedgerError
 from domain.ledger import Caller, Ledger, UseCase
 from domain.log.records import Aggregate
 from domain.market import contracts, disputes, intents, offers, rounds
-from domain.market.matching import MatchPolicy
+from domain.market.candidates import MatchPolicy
 from domain.values import Money
 from tests.unit.memory_log import MemoryLog, MemoryStore
 

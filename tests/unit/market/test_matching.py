@@ -14,19 +14,10 @@ import pytest
 
 from domain.canonical import encode_record, is_canonical
 from domain.errors import InvalidFieldError, MaxOffersInvalidError
-from domain.market.matching import (
-    PER_OFFER_MAX,
-    REASONS,
-    Candidate,
-    MatchPolicy,
-    MatchResult,
-    Want,
-    adopted,
-    match,
-    ppm_of,
-    ppm_text,
-)
-from domain.market.standing import trust_ppm
+from domain.market.candidates import Candidate, MatchPolicy, Want
+from domain.market.matching import PER_OFFER_MAX, REASONS, MatchResult, match
+from domain.market.proposals import adopted
+from domain.market.standing import ppm_of, ppm_text, trust_ppm
 from domain.values import Money
 
 NOW = "2030-01-01T00:00:00.000000Z"
