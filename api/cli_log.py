@@ -44,7 +44,13 @@ PolicyFile = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="A witness policy the checkpoint must satisfy."),
 ]
-Token = Annotated[str | None, typer.Option(envvar="SOMA_TOKEN", help="Bearer token of an auditor.")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SOMA_TOKEN",
+        help="Token of an auditor; better by SOMA_TOKEN, as arguments can be read by others.",
+    ),
+]
 Directory = Annotated[
     bool, typer.Option("--directory", help="Write a directory of plain files, not one .zip file.")
 ]

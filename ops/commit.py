@@ -267,7 +267,7 @@ class Committer:
         self.observe(2)
         return plan
 
-    def _admit(self, todo: list[Commit]) -> list[Commit]:
+    def _admit(self, todo: Sequence[Commit]) -> list[Commit]:
         """Refuse what lost its race inside the batch: first come, first served."""
         versions: set[tuple[str, int]] = set()
         keys: set[bytes] = set()
@@ -434,8 +434,10 @@ class Committer:
         accounts, _ = self._unread(commits)
         if accounts:
             params = (arrays.text(accounts),)
-            for name, *state, balance, held in cursor.execute(statements.LOAD_ACCOUNTS, params):
-                self._book.accounts[name] = Account(*state, int(balance), int(held))
+            for name, currency, side, overdraft, balance, held in cursor.execute(
+                statements.LOAD_ACCOUNTS, params
+            ):
+                self._book.accounts[name] = Account(currency, side, overdraft, int(balance), int(held))
         self._absent.update([*accounts, *holds])
 
     # ------------------------------------------------------------------ connection

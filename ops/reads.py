@@ -23,7 +23,6 @@ from domain.log.tiles import TILE_WIDTH, encode_bundle, tile_width
 from domain.market.offers import Offer, Seller
 from ops.postgres import reading
 
-
 _offers = msgspec.json.Decoder(Offer)
 _sellers = msgspec.json.Decoder(Seller)
 
@@ -137,7 +136,7 @@ class LogReader:
         """
         row = await self._one("SELECT position, address, record FROM events WHERE address = %s", address)
         if row is None:
-            raise AddressNotFoundError()
+            raise AddressNotFoundError
         return Stored(*row)
 
     async def span(self, start: int, end: int) -> list[Stored]:
@@ -183,7 +182,7 @@ class LogReader:
         scan: int,
         size: int,
         tenant: str | None,
-        type: str | None,
+        wire_type: str | None,
         actor: str | None,
     ) -> tuple[list[Stored], int]:
         """Read records after a position that fit; give them and the position up to which was looked.
@@ -196,7 +195,7 @@ class LogReader:
             " AND (%s::text IS NULL OR tenant = %s) AND (%s::text IS NULL OR type = %s)"
             " AND (%s::text IS NULL OR convert_from(record, 'UTF8')::jsonb ->> 'actor' = %s)"
             " ORDER BY position LIMIT %s",
-            after, end, tenant, tenant, type, type, actor, actor, limit,
+            after, end, tenant, tenant, wire_type, wire_type, actor, actor, limit,
         )  # fmt: skip
         found = [Stored(*row) for row in rows]
         return found, (found[-1].position if len(found) == limit else end - 1)
@@ -405,7 +404,7 @@ class LogReader:
             row = (*row[:4], *then) if then else None
         if row is None:
             raise AccountNotFoundError(account=account)
-        return Balance(*row[:4], int(row[4]), int(row[5]))
+        return _balance(row)
 
     async def balances(self, prefix: str | None = None) -> list[Balance]:
         """List the balances of all accounts, or of those whose name starts alike."""
@@ -415,7 +414,7 @@ class LogReader:
             prefix,
             prefix,
         )
-        return [Balance(*row[:4], int(row[4]), int(row[5])) for row in rows]
+        return [_balance(row) for row in rows]
 
     async def postings(
         self, account: str, *, before: tuple[int, int] | None, limit: int
@@ -431,6 +430,11 @@ class LogReader:
         )
         names = ("at", "position", "leg", "amount_nano", "hold", "balance_nano", "held_nano")
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _balance(row: Sequence[Any]) -> Balance:
+    account, currency, side, overdraft, balance, held = row
+    return Balance(account, currency, side, overdraft, int(balance), int(held))
 
 
 def _conditions(wanted: RecordFilter) -> tuple[list[str], list[Any]]:

@@ -330,13 +330,13 @@ class LogSubscription(ListenNotifySubscription[LedgerRecorder]):
             self._has_been_notified.set()
 
     def _wait(self, conn: psycopg.Connection[Any]) -> None:
+        waits = 0
         while not self._has_been_stopped and not self._thread_error:
-            for _ in range(10):
-                for _ in conn.notifies(timeout=0.1, stop_after=1):
-                    self._has_been_notified.set()
-                if self._has_been_stopped:
-                    return
-            self._has_been_notified.set()
+            for _ in conn.notifies(timeout=0.1, stop_after=1):
+                self._has_been_notified.set()
+            waits += 1
+            if waits % 10 == 0:
+                self._has_been_notified.set()
 
 
 def _tell(batch: Sequence[Commit]) -> None:

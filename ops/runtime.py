@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -63,7 +63,7 @@ class _GateLog:
         self.submit: Callable[[Commit], None] = recorder.submit
         self._reader = reader
 
-    async def load(self, streams: list[str]) -> dict[str, Loaded]:
+    async def load(self, streams: Sequence[str]) -> dict[str, Loaded]:
         return await self._reader.load(streams)
 
     async def remembered(self, key_id: bytes) -> Remembered | None:
@@ -112,7 +112,11 @@ async def _assemble(settings: Settings, url: str, observe: Callable[[int], None]
     gates: list[Ledger] = []
 
     def on_foreign(streams: set[str] | None, epoch: int) -> None:
-        loop.call_soon_threadsafe(lambda: [gate.forget(streams, epoch) for gate in gates])
+        def forget() -> None:
+            for gate in gates:
+                gate.forget(streams, epoch)
+
+        loop.call_soon_threadsafe(forget)
 
     committer = Committer(
         lambda: postgres.connect_writer(url),

@@ -293,7 +293,10 @@ class _Tables:
 
     def _check_references(self) -> None:
         """Check that keys and current states point into the log: a log cut off at its end leaves them dangling."""
-        statement = "SELECT encode(id, 'hex'), position FROM keys WHERE position + event_count > %s ORDER BY 2 LIMIT 100"
+        statement = (
+            "SELECT encode(id, 'hex'), position FROM keys"
+            " WHERE position + event_count > %s ORDER BY position LIMIT 100"
+        )
         for name, position in self._all(statement, self._size):
             self._find(
                 "key_beyond", f"the key {name} was answered by a record that is not there", position=position

@@ -122,7 +122,13 @@ async def list_events(
             return json_response({"items": [], "next": None, "size": size})
         tenant = who.tenant
     found, looked_to = await opened.reader.search(
-        after=after, limit=limit, scan=SCAN_RECORDS_MAX, size=size, tenant=tenant, type=wire_type, actor=actor
+        after=after,
+        limit=limit,
+        scan=SCAN_RECORDS_MAX,
+        size=size,
+        tenant=tenant,
+        wire_type=wire_type,
+        actor=actor,
     )
     more = looked_to < size - 1
     items = [event(stored, raw) for stored in found]

@@ -123,10 +123,7 @@ def test_every_spoiled_row_is_found_named_and_repaired(written: str) -> None:
     good = contents(written)
     for name, statement in SPOILS.items():
         spoil(written, statement)
-        changed = {
-            table: set(good[table]) ^ set(rows)
-            for table, rows in contents(written).items()
-        }
+        changed = {table: set(good[table]) ^ set(rows) for table, rows in contents(written).items()}
         wrong = {table for table, rows in changed.items() if rows}
         report = rebuild(written)
         assert not report.identical, name

@@ -540,6 +540,13 @@ class TestWitnesses:
         assert codes(report) == {"cosignature_invalid"}
         assert report.quorum
 
+    def test_where_nobody_is_asked_for_no_quorum_is_said_to_be_reached(self) -> None:
+        nobody = f"log {VKEY}\nquorum none\n"
+        assert run(files_of(5), policy=nobody).quorum is None
+        assert run(files_of(5) | {"policy": nobody.encode()}).quorum is None
+        report = verify_receipt(a_proof(7, 3), records_of(7)[3], VKEY, nobody)
+        assert (report.ok, report.quorum) == (True, None)
+
     @pytest.mark.parametrize(
         "text", ["", "quorum x\n", POLICY + "quorum g\n", POLICY + "nonsense\n", "log x\nquorum none\n"]
     )
