@@ -5,7 +5,7 @@ and are applied in log order, so no race can overdraw an account or settle a hol
 
 - the postings of a transfer sum to zero (debits positive, credits negative) in one currency;
 - `balance - held` of an account without overdraft never falls below zero;
-- a hold is posted or voided exactly once, and never for more than it reserved.
+- a hold is posted, voided or expired exactly once, and never for more than it reserved.
 """
 
 from __future__ import annotations
@@ -76,7 +76,13 @@ class Void(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="o
     hold: str
 
 
-Entry = Open | Transfer | Hold | Post | Void
+class Expire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="expire"):
+    """Release a hold whose time has run out; whoever writes the event has looked at the clock."""
+
+    hold: str
+
+
+Entry = Open | Transfer | Hold | Post | Void | Expire
 
 
 class Account(NamedTuple):
@@ -97,7 +103,7 @@ class Account(NamedTuple):
 
 
 class HoldState(NamedTuple):
-    """The state of a hold; `status` is pending, posted or void."""
+    """The state of a hold; `status` is pending, posted, void or expired."""
 
     account: str
     amount_nano: int
@@ -124,7 +130,7 @@ def names_of(entries: Iterable[Entry]) -> tuple[set[str], set[str]]:
             accounts.add(entry.account)
         if isinstance(entry, Transfer | Post):
             accounts.update(p.account for p in entry.postings)
-        if isinstance(entry, Hold | Post | Void):
+        if isinstance(entry, Hold | Post | Void | Expire):
             holds.add(entry.hold)
     return accounts, holds
 
@@ -167,7 +173,9 @@ class Book:
             case Post():
                 return self._post(entry)
             case Void():
-                return self._void(entry)
+                return [self._settle(entry.hold, "void")[1]]
+            case Expire():
+                return [self._settle(entry.hold, "expired")[1]]
             case Open():
                 return self._open(entry)
 
@@ -216,9 +224,6 @@ class Book:
         if (paid if side == "credit" else -paid) > hold.amount_nano:
             raise HoldExceededError(hold=entry.hold, held=Money.of(hold.amount_nano, hold.currency).amount)
         return [released, *self._transfer(entry.postings, entry.currency, entry.hold)]
-
-    def _void(self, entry: Void) -> list[Move]:
-        return [self._settle(entry.hold, "void")[1]]
 
     def _settle(self, name: str, status: str) -> tuple[HoldState, Move]:
         hold = self.holds.get(name)

@@ -321,9 +321,8 @@ class LogSubscription(ListenNotifySubscription[LedgerRecorder]):
                     self._wait(conn)
                     conn.execute(f"UNLISTEN {CHANNEL}")
             except psycopg.OperationalError:
-                time.sleep(
-                    0.2
-                )  # the connection broke; a new one listens on, and the look below finds what was missed
+                # The connection broke; a new one listens on, and the look below finds what was missed.
+                time.sleep(0.2)
             except BaseException as error:
                 self._thread_error = error
                 self.stop()

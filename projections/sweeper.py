@@ -1,4 +1,4 @@
-"""The sweeper follows deadlines: it writes down that offers and intents have expired.
+"""The sweeper follows deadlines: it writes down that offers, intents and escrows have expired.
 
 Nothing depends on it for being right, since every decision compares with the clock itself; it makes lists and
 timelines say what is already so. It works from `records.deadline`, so a crash loses nothing.
@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from domain.errors import LedgerError
 from domain.ledger import Caller
+from domain.market.contracts import ExpireEscrow, expire_escrow
 from domain.market.intents import IntentStep, expire_intent
 from domain.market.offers import OfferStep, expire_offer
 from ops import telemetry
@@ -50,6 +51,8 @@ class Sweeper:
                 await ledger.act(expire_offer, OfferStep(offer_id=name), SWEEPER)
             elif kind == "intent":
                 await ledger.act(expire_intent, IntentStep(intent_id=name), SWEEPER)
+            elif kind == "contract":
+                await ledger.act(expire_escrow, ExpireEscrow(contract_id=name), SWEEPER)
         return len(due)
 
     async def _run(self) -> None:

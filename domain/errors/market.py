@@ -186,6 +186,10 @@ class DisputeClosedError(ConflictError, code="dispute_closed", retry=Retry.NEVER
     """The dispute is decided already."""
 
 
+class EscrowExpiredError(ConflictError, code="escrow_expired", retry=Retry.NEVER):
+    """The time of the escrow ran out before a round took the contract on."""
+
+
 class EscrowAmountError(ConflictError, code="escrow_amount_mismatch"):
     """The money held is not the agreed sum."""
 

@@ -23,6 +23,7 @@ _MEMBERS = {
     "hold": frozenset({"op", "hold", "account", "amount", "currency"}),
     "post": frozenset({"op", "hold", "postings", "currency"}),
     "void": frozenset({"op", "hold"}),
+    "expire": frozenset({"op", "hold"}),
 }
 _POSTING = frozenset({"account", "amount"})
 _CACHED_AMOUNTS_MAX = 65_536

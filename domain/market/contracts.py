@@ -17,7 +17,7 @@ import msgspec
 from pydantic import Field
 
 from domain.billing.accounts import PLATFORM, account_name, ensure
-from domain.book import Entry, Hold, Void, settlement
+from domain.book import Entry, Expire, Hold, Void, settlement
 from domain.errors import (
     AttestationInvalidError,
     ContractFundedError,
@@ -27,11 +27,12 @@ from domain.errors import (
     ContractReleasedError,
     DisputeOpenError,
     EscrowAmountError,
+    ExpiresAtInvalidError,
     RefundNotAllowedError,
     RoundFailedError,
     RoundNotCompletedError,
 )
-from domain.fields import Command
+from domain.fields import Command, Moment
 from domain.ledger import Case, Redo, allow
 from domain.log.records import Aggregate, Event, MoneyEvent, Record
 from domain.market.matching import Diagnostics, MatchResult, SelectedOffer
@@ -121,6 +122,7 @@ class Contract(Aggregate):
     open_disputes: list[str] = msgspec.field(default_factory=list)
     payable_ppm: int = PPM
     payout_amount: Money | None = None
+    escrow_expires_at: str | None = None
     funded_at: str | None = None
     released_at: str | None = None
 
@@ -152,10 +154,12 @@ class Contract(Aggregate):
         TOPIC = "contract.escrow_funded"
 
         amount: Money
+        expires_at: str | None
 
         def apply(self, contract: Contract, record: Record) -> None:
             contract.status = "funded"
             contract.escrow_status = "locked"
+            contract.escrow_expires_at = self.expires_at
             contract.funded_at = record.at
 
     class BoundToRound(Event, frozen=True):
@@ -237,11 +241,30 @@ class Contract(Aggregate):
         def apply(self, contract: Contract, record: Record) -> None:
             contract.status = contract.escrow_status = contract.payout_status = "refunded"
 
+    class EscrowExpired(MoneyEvent, frozen=True):
+        """No round took the contract on in time; the hold went back to the owner."""
+
+        TOPIC = "contract.escrow_expired"
+
+        amount: Money
+
+        def apply(self, contract: Contract, record: Record) -> None:
+            contract.status = contract.escrow_status = contract.payout_status = "refunded"
+
     def status_key(self) -> str:
         return self.status
 
     def owner_key(self) -> str:
         return self.round_intent_id
+
+    def deadline_key(self) -> str | None:
+        return self.escrow_expires_at if self.status == "funded" and not self.open_disputes else None
+
+    def is_escrow_over(self, now: str) -> bool:
+        """Say whether the escrow's time has run out before any round took the contract on."""
+        return (
+            self.status == "funded" and self.escrow_expires_at is not None and self.escrow_expires_at <= now
+        )
 
     def party_keys(self) -> list[str]:
         return sorted({chosen.seller for chosen in self.selected_offers})
@@ -292,10 +315,20 @@ def get_contract(case: Case, contract_id: str) -> Contract:
 
 
 class FundContract(Command):
-    """Put the agreed sum into escrow; amount, if given, must be that sum."""
+    """Put the agreed sum into escrow; amount, if given, must be that sum.
+
+    The escrow goes back by itself if no round has taken the contract on by expires_at.
+    """
 
     contract_id: str
     amount: Money | None = None
+    expires_at: Moment | None = None
+
+
+class ExpireEscrow(Command):
+    """Give back an escrow whose time has run out."""
+
+    contract_id: str
 
 
 class ReleaseEscrow(Command):
@@ -316,7 +349,7 @@ def fund_contract(case: Case, command: FundContract) -> Contract:
     """Put the agreed sum of a contract on hold in the owner's wallet.
 
     Errors: account_not_found, contract_already_funded, contract_already_refunded, contract_not_found,
-            escrow_amount_mismatch, insufficient_funds, version_mismatch.
+            dispute_open, escrow_amount_mismatch, insufficient_funds, invalid_expires_at, version_mismatch.
     """
     contract = case.get_own(Contract, command.contract_id, ContractNotFoundError)
     case.match_version(contract)
@@ -325,6 +358,8 @@ def fund_contract(case: Case, command: FundContract) -> Contract:
         raise ContractFundedError(contract_id=contract.id)
     if contract.open_disputes:
         raise DisputeOpenError(disputes=contract.open_disputes)
+    if command.expires_at is not None and command.expires_at <= case.now:
+        raise ExpiresAtInvalidError("expires_at must lie in the future", now=case.now)
     total = contract.sum
     if command.amount is not None and command.amount != total:
         raise EscrowAmountError(agreed=total.amount, offered=command.amount.amount, currency=total.currency)
@@ -332,7 +367,9 @@ def fund_contract(case: Case, command: FundContract) -> Contract:
     if total.nano:
         wallet = ensure(case, "wallet", contract.tenant, total.currency)
         money = [Hold(contract.id, wallet, total.amount, total.currency)]
-    return case.emit(contract, Contract.EscrowFunded(amount=total, money=money))
+    return case.emit(
+        contract, Contract.EscrowFunded(amount=total, expires_at=command.expires_at, money=money)
+    )
 
 
 @allow("owner", "operator")
@@ -392,6 +429,20 @@ def refund_escrow(case: Case, command: RefundEscrow) -> Contract:
     total = contract.sum
     money: list[Entry] = [Void(contract.id)] if total.nano else []
     return case.emit(contract, Contract.EscrowRefunded(amount=total, reason=command.reason, money=money))
+
+
+@allow("service")
+def expire_escrow(case: Case, command: ExpireEscrow) -> Contract:
+    """Give an escrow back when its time has run out; asking again changes nothing.
+
+    Errors: contract_not_found.
+    """
+    contract = case.get(Contract, command.contract_id, ContractNotFoundError)
+    if contract.is_escrow_over(case.now) and not contract.open_disputes:
+        total = contract.sum
+        money: list[Entry] = [Expire(contract.id)] if total.nano else []
+        case.emit(contract, Contract.EscrowExpired(amount=total, money=money))
+    return contract
 
 
 def check_unsettled(contract: Contract) -> None:

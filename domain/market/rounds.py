@@ -11,6 +11,7 @@ from domain.errors import (
     ContractNotFoundError,
     ContractNotFundedError,
     DisputeOpenError,
+    EscrowExpiredError,
     MinRoundsInvalidError,
     RefundNotAllowedError,
     RoundBoundError,
@@ -226,7 +227,8 @@ def start_round(case: Case, command: StartRound) -> Round:
     """Bind a funded contract to a new round and start it.
 
     Errors: contract_already_refunded, contract_already_released, contract_not_found, contract_not_funded, dispute_open,
-            invalid_min_rounds, refund_not_allowed, round_already_bound, stale_fence, training_mode_disabled.
+            escrow_expired, invalid_min_rounds, refund_not_allowed, round_already_bound, stale_fence,
+            training_mode_disabled.
     """
     contract = case.get_own(Contract, command.contract_id, ContractNotFoundError)
     case.match_version(contract)
@@ -235,6 +237,8 @@ def start_round(case: Case, command: StartRound) -> Round:
         raise RoundBoundError(contract_id=contract.id, execution_round=contract.execution_round)
     if contract.escrow_status != "locked":
         raise ContractNotFundedError(contract_id=contract.id)
+    if contract.is_escrow_over(case.now):
+        raise EscrowExpiredError(expires_at=contract.escrow_expires_at)
     if contract.open_disputes:
         raise DisputeOpenError(disputes=contract.open_disputes)
     if contract.payable_ppm == 0:

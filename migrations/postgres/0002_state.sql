@@ -40,7 +40,7 @@ CREATE TABLE holds (
     account     text COLLATE "C" NOT NULL,
     currency    text NOT NULL,
     amount_nano numeric(38, 0) NOT NULL CHECK (amount_nano > 0),
-    status      text NOT NULL CHECK (status IN ('pending', 'posted', 'void'))
+    status      text NOT NULL CHECK (status IN ('pending', 'posted', 'void', 'expired'))
 ) WITH (fillfactor = 80);
 CREATE INDEX holds_pending ON holds (account) WHERE status = 'pending';
 

@@ -15,6 +15,7 @@ from domain.book import (
     Account,
     Book,
     Entry,
+    Expire,
     Hold,
     HoldState,
     Move,
@@ -84,6 +85,8 @@ class PlainBook:
                 return self.covered(entry.account)
             case Void():
                 return self.ends(entry.hold, "void")
+            case Expire():
+                return self.ends(entry.hold, "expired")
             case Post():
                 if not self.ends(entry.hold, "posted"):
                     return False
@@ -148,6 +151,7 @@ entries = st.one_of(
     st.builds(lambda h, a, b, n, c: Post(h, c, [Posting(a, str(n)), Posting(b, str(-n))]), holds, names, names,
               st.integers(1, 15), money_of),
     st.builds(Void, holds),
+    st.builds(Expire, holds),
 )  # fmt: skip
 
 
@@ -184,7 +188,7 @@ class BookMachine(RuleBasedStateMachine):
         assert len(moves) == len(group)
         self.plain = after
         self.moves += [move for each in moves for move in each]
-        self.settled += [entry.hold for entry in group if isinstance(entry, Post | Void)]
+        self.settled += [entry.hold for entry in group if isinstance(entry, Post | Void | Expire)]
 
     @invariant()
     def sums_are_zero(self) -> None:
@@ -351,8 +355,12 @@ class TestHold:
         assert book.accounts["wallet.a"].held_nano == 0
         assert {move.hold for move in moves} == {"h"}
 
-    @pytest.mark.parametrize("ending", [Void("h"), settlement("h", "wallet.a", [("wallet.b", usd("1"))])])
-    @pytest.mark.parametrize("again", [Void("h"), settlement("h", "wallet.a", [("wallet.b", usd("1"))])])
+    @pytest.mark.parametrize(
+        "ending", [Void("h"), Expire("h"), settlement("h", "wallet.a", [("wallet.b", usd("1"))])]
+    )
+    @pytest.mark.parametrize(
+        "again", [Void("h"), Expire("h"), settlement("h", "wallet.a", [("wallet.b", usd("1"))])]
+    )
     def test_a_hold_ends_once(self, ending, again):
         book = a_book()
         book.apply([Hold("h", "wallet.a", "60", "USD"), ending])

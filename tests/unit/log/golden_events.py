@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 import domain
-from domain.book import Hold, Open, Post, Posting, Transfer, Void
+from domain.book import Expire, Hold, Open, Post, Posting, Transfer, Void
 from domain.log.records import AGGREGATES, EVENTS, Event, Record, encode
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -41,6 +41,7 @@ MONEY: dict[str, list[Any]] = {
         )
     ],
     "contract.escrow_refunded": [Void("contract-1")],
+    "contract.escrow_expired": [Expire("contract-1")],
 }
 JSON: dict[tuple[str, str], Any] = {
     ("offer.listed", "label_schema"): {"target": "malignant", "classes": [0, 1], "note": "naïve – ✓"},

@@ -454,6 +454,10 @@ class TestMoney:
             ([made.moved(("a", "1"), ("b", "-1"), op="post", hold="h")], "hold_unknown"),
             ([made.held("h", "a", "1"), *[{"op": "void", "hold": "h"}] * 2], "hold_settled_twice"),
             (
+                [made.held("h", "a", "1"), {"op": "expire", "hold": "h"}, {"op": "void", "hold": "h"}],
+                "hold_settled_twice",
+            ),
+            (
                 [made.held("h", "a", "1"), *[made.moved(("a", "1"), ("b", "-1"), op="post", hold="h")] * 2],
                 "hold_settled_twice",
             ),

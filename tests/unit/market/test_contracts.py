@@ -23,6 +23,7 @@ from tests.unit.market.market_maker import (
     OPERATOR,
     OWNER,
     REVIEWER,
+    SERVICE,
     STRANGER,
     Market,
     play,
@@ -124,6 +125,33 @@ class TestContracts:
                 await market.heard(contracts.fund_contract, command, OWNER, if_match=9) == "version_mismatch"
             )
             assert await market.heard(contracts.fund_contract, command, OWNER, if_match=1) == "ok"
+
+        play(scene)
+
+    def test_an_escrow_goes_back_by_itself_when_no_round_took_it_on_in_time(self):
+        async def scene(market: Market) -> None:
+            name = await market.contract()
+            await market.do(deposit, Deposit(tenant="acme", amount=usd("15")), OPERATOR)
+            soon, later = "2026-02-01T00:00:00Z", "2026-02-01T00:00:00.000001Z"
+            past = contracts.FundContract(contract_id=name, expires_at="2020-01-01T00:00:00Z")
+            assert await market.heard(contracts.fund_contract, past, OWNER) == "invalid_expires_at"
+            await market.do(
+                contracts.fund_contract, contracts.FundContract(contract_id=name, expires_at=soon), OWNER
+            )
+            expire = contracts.ExpireEscrow(contract_id=name)
+            await market.do(contracts.expire_escrow, expire, SERVICE)
+            assert market.balances()["wallet.acme.USD"] == "15.00 held"
+            market.now = later
+            start = rounds.StartRound(contract_id=name)
+            assert await market.heard(rounds.start_round, start, OWNER) == "escrow_expired"
+            for _ in range(2):
+                await market.do(contracts.expire_escrow, expire, SERVICE)
+            assert market.topics("contract")[-1] == "contract.escrow_expired"
+            assert market.topics("contract").count("contract.escrow_expired") == 1
+            assert market.balances() == {"cash.platform.USD": "15.00", "wallet.acme.USD": "15.00"}
+            release = contracts.ReleaseEscrow(contract_id=name)
+            heard = await market.heard(contracts.release_escrow, release, OWNER, attested=True, scores={})
+            assert heard == "contract_already_refunded"
 
         play(scene)
 
