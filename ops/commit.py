@@ -75,6 +75,7 @@ class Committer:
         # Names that were looked for and do not exist; an `open` or a `hold` puts them into the book.
         self._absent: set[str] = set()
         self._flight: Plan | None = None
+        self._doubt: Plan | None = None
         self._wire: Wire | None = None
         self._locked_batches = 0
         self._repeats_batches = 0
@@ -122,7 +123,12 @@ class Committer:
         if sum(len(commit.rows) for commit in batch) >= COPY_EVENTS_MIN or self._unread(batch) != ([], []):
             return None
         self.observe(1)
-        return self._plan(batch)
+        try:
+            return self._plan(batch)
+        except Exception:
+            # A fault of ours must not reach the batch in flight: this one meets it again when it is alone.
+            self._drop_memory()
+            return None
 
     def _launch(self, plan: Plan) -> bool:
         mode = plan.mode
@@ -131,8 +137,8 @@ class Committer:
         try:
             self._wire.send(*plan.statement(mode))
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            self._drop_connection()  # nothing was executed that is not found again by its head
-            return self._was_committed(plan) and self._accept(plan)
+            self._doubt_about(plan)
+            return False
         return True
 
     def _land(self, flight: Plan) -> bool:
@@ -146,11 +152,7 @@ class Committer:
                 self.observe(4)
                 return self._accept(flight)
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            self._drop_connection()
-            if self._was_committed(flight):
-                self.observe(4)
-                self._accept(flight)
-                return False
+            self._doubt_about(flight)
         except psycopg.DatabaseError:
             pass  # the batch is sorted out below, by the same path as any other
         self._drop_memory()
@@ -166,9 +168,17 @@ class Committer:
         if self._repeats_batches:
             self._repeats_batches -= 1
             todo = self._without_known(todo)
+        try:
+            self._try_again(todo)
+        finally:
+            self._doubt = None
+
+    def _try_again(self, todo: list[Commit]) -> None:
+        """Commit what is left of a batch, until nothing is."""
         for attempt in range(RETRIES_MAX):
             try:
-                self._commit_once(todo)
+                if self._doubt is None or not self._settle(self._doubt):
+                    self._commit_once(todo)
                 return
             except HeadMoved:
                 self.heads_lost += 1
@@ -216,9 +226,9 @@ class Committer:
                 plan = self._plan(todo)
                 self._write(cursor, plan, locked=False)
         except (psycopg.OperationalError, psycopg.InterfaceError):
-            self._drop_connection()
-            if plan is None or not self._was_committed(plan):
-                raise
+            if plan is not None:
+                self._doubt_about(plan)
+            raise
         except BaseException:
             # The book in memory holds what this batch did to it, and nothing of that was written.
             self._drop_memory()
@@ -463,8 +473,22 @@ class Committer:
         self._book = Book()
         self._absent = set()
 
+    def _doubt_about(self, plan: Plan) -> None:
+        """Mark a batch whose connection was lost while it was written; the log itself is asked before anything else."""
+        self._drop_connection()
+        self._doubt = plan
+
+    def _settle(self, plan: Plan) -> bool:
+        """Find out about a batch in doubt; if the log has it, its commands are told so."""
+        is_committed = self._was_committed(plan)
+        self._doubt = None
+        if is_committed:
+            self.observe(4)
+            self._accept(plan)
+        return is_committed
+
     def _was_committed(self, plan: Plan) -> bool:
-        """Ask the log what became of a batch whose connection was lost while it was written."""
+        """Ask the log whether it has a batch."""
         cursor = self._open()
         with cursor.connection.transaction():
             # The row lock waits until a backend that is still at work on the batch has finished.

@@ -487,6 +487,37 @@ def test_a_commit_whose_outcome_is_unknown_happens_exactly_once(
         assert conn.execute("SELECT count(*) FROM keys").fetchone() == (4,)
 
 
+def test_a_command_without_a_key_whose_reply_is_lost_happens_once_though_the_database_stays_away_for_a_while(
+    database_url: str, settings: Settings
+) -> None:
+    wire = Wire(database_url)
+
+    async def live() -> None:
+        states = States()
+        async with open_runtime(settings_for(wire.url, settings.data_dir), states) as rt:
+            await rt.ledger.act(open_tally, OpenTally(name="t"), MIA)
+            committer = rt.recorder._committer
+            connect, refusals = committer._connect, iter(range(3))
+
+            def away_at_first() -> psycopg.Connection[Any]:
+                if next(refusals, None) is not None:
+                    raise psycopg.OperationalError("away")
+                return connect()
+
+            def lose() -> None:
+                wire.lose("reply")
+                committer._connect = away_at_first
+
+            states.at(2, lose)
+            answer = await rt.ledger.act(add, Add(name="t"), MIA)
+            assert answer.position == 1
+            assert next(refusals, None) is None
+
+    asyncio.run(live())
+    wire.close()
+    assert check_database(database_url).size == 2
+
+
 # --------------------------------------------------------------------------- limits and the end
 
 
