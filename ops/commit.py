@@ -33,7 +33,7 @@ from domain.log.hashes import leaf_hash
 from domain.log.tiles import level_count, partial_width
 from domain.log.tree import Tree
 from ops import arrays, statements
-from ops.plans import COPY_EVENTS_MIN, Plan, copy_rows
+from ops.plans import COPY_EVENTS_MIN, Plan, copy_chunks
 from ops.statements import HeadMode
 from ops.wire import Wire
 
@@ -381,7 +381,8 @@ class Committer:
         if cursor.rowcount != 1:
             raise HeadMoved
         with cursor.copy(statements.COPY_EVENTS) as copy:
-            copy.write(copy_rows(plan))
+            for chunk in copy_chunks(plan):
+                copy.write(chunk)
         self._run(plan, HeadMode.DONE)
 
     def _run(self, plan: Plan, mode: HeadMode) -> None:

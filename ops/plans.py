@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Any
 
@@ -16,6 +16,7 @@ from ops.statements import HeadMode, Parts, commit_statement
 from ops.wire import Parameter
 
 COPY_EVENTS_MIN = 257
+COPY_CHUNK_ROWS = 128
 
 
 class Plan:
@@ -176,25 +177,29 @@ _ROW_HEAD = Struct(
 _ADDRESS_HEAD = _FIELD(64)
 
 
-def copy_rows(plan: Plan) -> bytes:
-    """Write the rows of a bulk batch as one binary COPY stream.
+def copy_chunks(plan: Plan) -> Iterator[bytes]:
+    """Write the rows of a bulk batch as one binary COPY stream, in pieces, each read while the next is packed.
 
     Source: PostgreSQL documentation, COPY, binary format.
     """
-    parts = [b"PGCOPY\n\xff\r\n\0", _FIELD(0), _FIELD(0)]
-    for position, row in enumerate(plan.rows, plan.base):
-        stream, topic, tenant = row.stream.encode(), row.type.encode(), row.tenant.encode()
-        parts += (
-            _ROW_HEAD(7, 8, position, 8, row.version, len(stream)),
-            stream,
-            _FIELD(len(topic)),
-            topic,
-            _FIELD(len(tenant)),
-            tenant,
-            _ADDRESS_HEAD,
-            row.address,
-            _FIELD(len(row.record)),
-            row.record,
-        )
-    parts.append(b"\xff\xff")
-    return b"".join(parts)
+    yield b"PGCOPY\n\xff\r\n\0" + _FIELD(0) + _FIELD(0)
+    for start in range(0, len(plan.rows), COPY_CHUNK_ROWS):
+        rows = plan.rows[start : start + COPY_CHUNK_ROWS]
+        yield b"".join([part for n, row in enumerate(rows, plan.base + start) for part in _copy_row(n, row)])
+    yield b"\xff\xff"
+
+
+def _copy_row(position: int, row: Row) -> tuple[bytes, ...]:
+    stream, topic, tenant = row.stream.encode(), row.type.encode(), row.tenant.encode()
+    return (
+        _ROW_HEAD(7, 8, position, 8, row.version, len(stream)),
+        stream,
+        _FIELD(len(topic)),
+        topic,
+        _FIELD(len(tenant)),
+        tenant,
+        _ADDRESS_HEAD,
+        row.address,
+        _FIELD(len(row.record)),
+        row.record,
+    )
