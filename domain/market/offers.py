@@ -9,7 +9,6 @@ from pydantic import Field, StringConstraints
 
 from domain.billing.accounts import ensure
 from domain.errors import (
-    DatasetNotFoundError,
     ExpiresAtInvalidError,
     OfferNotFoundError,
     StatusTransitionError,
@@ -380,16 +379,6 @@ def register_dataset(case: Case, command: RegisterDataset) -> DataSet:
     if known is not None:
         return known
     return case.create(DataSet, name, DataSet.Uploaded(**command.model_dump()))
-
-
-def owned_fingerprint(case: Case, offer: Offer) -> str:
-    """Give the fingerprint of an offer's dataset, if its seller uploaded it.
-
-    Errors: dataset_not_found.
-    """
-    if case.find(DataSet, dataset_id(offer.tenant, offer.dataset_fingerprint)) is None:
-        raise DatasetNotFoundError(offer=offer.id, fingerprint=offer.dataset_fingerprint)
-    return offer.dataset_fingerprint
 
 
 def declared_ppm(offer: Offer) -> int:
