@@ -118,10 +118,6 @@ class RoundNotFoundError(NotFoundError, code="round_not_found"):
     """There is no such training round."""
 
 
-class DatasetNotFoundError(NotFoundError, code="dataset_not_found"):
-    """No dataset with this fingerprint was uploaded."""
-
-
 class IntentNotOpenError(ConflictError, code="round_intent_not_open"):
     """The intent is not open any more."""
 
