@@ -34,6 +34,33 @@ def connect_owner(url: str) -> psycopg.Connection[Any]:
     return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
 
 
+async def connect_listener(url: str) -> psycopg.AsyncConnection[Any]:
+    """Open the connection that hears of commits; a peer that fell silent is noticed by the kernel."""
+    return await psycopg.AsyncConnection.connect(
+        url,
+        autocommit=True,
+        options=_READER,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=2,
+    )
+
+
+async def connect_follower(url: str) -> psycopg.AsyncConnection[Any]:
+    """Open the connection through which a follower holds its lock and writes its position."""
+    options = f"{_READER} -c idle_session_timeout=0"
+    return await psycopg.AsyncConnection.connect(
+        url,
+        autocommit=True,
+        options=options,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        keepalives_idle=5,
+        keepalives_interval=3,
+        keepalives_count=2,
+    )
+
+
 def library_pool(url: str, size_max: int = 4) -> ConnectionPool[Any]:
     """Make the pool the eventsourcing library reads and listens through; it opens at first use."""
     kwargs = {"autocommit": True, "options": _READER}

@@ -123,6 +123,34 @@ LOG_BATCH_COMMANDS = Histogram(
 LOG_SIZE = Gauge("soma_log_size", "Records in the log.", registry=REGISTRY)
 LOG_COMMANDS = Counter("soma_log_commands", "Commands by outcome.", ["outcome"], registry=REGISTRY)
 
+FOLLOWER_POSITION = Gauge(
+    "soma_follower_position", "First position a follower has not applied.", ["follower"], registry=REGISTRY
+)
+FOLLOWER_LAG_RECORDS = Gauge(
+    "soma_follower_lag_records", "Records a follower is behind the log.", ["follower"], registry=REGISTRY
+)
+FOLLOWER_LAG_SECONDS = Gauge(
+    "soma_follower_lag_seconds", "Age of the latest record applied, 0 when idle.", ["follower"], registry=REGISTRY
+)
+FOLLOWER_LAG = Histogram(
+    "soma_follower_lag",
+    "Seconds from a record's decision to its being applied.",
+    ["follower"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600, 86_400),
+    registry=REGISTRY,
+)
+FOLLOWER_BATCH_SECONDS = Histogram(
+    "soma_follower_batch_seconds",
+    "Time to apply one batch.",
+    ["follower"],
+    buckets=_FAST_S,
+    registry=REGISTRY,
+)
+FOLLOWER_RECORDS = Counter("soma_follower_records", "Records applied.", ["follower"], registry=REGISTRY)
+FOLLOWER_FAILURES = Counter(
+    "soma_follower_failures", "Times a follower had to start over, by code.", ["follower", "code"], registry=REGISTRY
+)
+
 HTTP_REQUESTS = Counter(
     "soma_http_requests",
     "Requests by route, method and status.",

@@ -35,3 +35,11 @@ class ListenError(UnavailableError, code="cannot_listen", status=503, retry=Retr
 
 class KeyFileError(UnavailableError, code="key_file_unusable", status=503, retry=Retry.NEVER):
     """A private key file cannot be used."""
+
+
+class FollowerSupersededError(UnavailableError, code="follower_superseded"):
+    """Another process moved this follower's position; it starts over from where that one stands."""
+
+
+class FollowerUnknownError(InvalidError, code="follower_unknown"):
+    """There is no follower of this name."""
