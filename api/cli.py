@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli_follow import follow, rebuild
 from api.cli_log import audit_app, ledger_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
@@ -31,6 +32,8 @@ app = typer.Typer(
 )
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
+app.command()(follow)
+app.command()(rebuild)
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Directory of everything embedded; SOMA_DATA_DIR otherwise.")
@@ -88,7 +91,7 @@ def load_settings(**given: Any) -> Settings:
     embedded = given.pop("embedded", False)
     chosen = {name: value for name, value in given.items() if value is not None}
     if embedded:
-        chosen |= {"database_url": None, "object_store_url": None}
+        chosen |= dict.fromkeys(("database_url", "object_store_url", "clickhouse_url", "kafka_bootstrap_servers"))
     try:
         return Settings(**chosen)
     except ValidationError as error:
@@ -112,7 +115,8 @@ def up(data_dir: DataDir = None, host: Host = None, port: Port = None, embedded:
     settings = load_settings(data_dir=data_dir, host=host, port=port, embedded=embedded)
     if sys.stderr.isatty() and "log_format" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_format": LogFormat.CONSOLE})
-    _run(settings, banner=True)
+    followers = ["-m", "api.cli", "follow", "--owned", "--data-dir", str(settings.data_dir)]
+    _run(settings, banner=True, children={"followers": [*followers, *(["--embedded"] if embedded else [])]})
 
 
 @app.command()
@@ -121,7 +125,7 @@ def serve(data_dir: DataDir = None, host: Host = None, port: Port = None, embedd
     _run(load_settings(data_dir=data_dir, host=host, port=port, embedded=embedded), banner=False)
 
 
-def _run(settings: Settings, banner: bool) -> None:
+def _run(settings: Settings, banner: bool, children: dict[str, list[str]] | None = None) -> None:
     from api.serving import run
     from ops.telemetry import configure_logging
 
@@ -133,7 +137,7 @@ def _run(settings: Settings, banner: bool) -> None:
         else:
             print(url, flush=True)
 
-    run(settings, announce)
+    run(settings, announce, children or {})
 
 
 def _banner(settings: Settings, url: str, opened: Runtime) -> None:
@@ -149,6 +153,9 @@ def _banner(settings: Settings, url: str, opened: Runtime) -> None:
             "database",
             f"embedded, {settings.data_dir}/postgres" if settings.database_url is None else "by URL",
         ),
+        ("sql", f"{url}/clickhouse, ClickHouse's HTTP dialect; the password is a token of role billing or auditor"),
+        ("clickhouse", "embedded engine" if settings.clickhouse_url is None else "by URL"),
+        ("kafka", settings.kafka_bootstrap_servers or "none; events at /v1/log/feed and by webhooks"),
         ("objects", f"{settings.objects_path}" if settings.object_store_url is None else "by URL"),
         ("tokens", settings.jwks_url or f"local issuer, {settings.issuer_key_path}"),
         ("a token", f"soma token --data-dir {settings.data_dir} --tenant acme --role owner"),

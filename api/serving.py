@@ -11,15 +11,18 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from api.app import create_app
+from api.routes.sql import sql_app
 from domain.errors import ListenError
 from ops import telemetry
+from ops.children import Child
 from ops.runtime import Runtime
 from ops.settings import Settings
 
@@ -65,16 +68,39 @@ def url_of(host: str, bound: socket.socket) -> str:
     return f"http://{shown}:{bound.getsockname()[1]}"
 
 
-def run(settings: Settings, announce: Announce) -> None:
-    """Serve until SIGTERM or SIGINT; announce is called once the service can answer.
+def run(settings: Settings, announce: Announce, children: Mapping[str, Sequence[str]]) -> None:
+    """Serve until SIGTERM or SIGINT, with children beside it; announce is called once the service can answer.
 
     Errors: cannot_listen; those of open_runtime.
     """
     # Bound first: a second service on the same port must fail before it touches the ledger.
-    with listen(settings.host, settings.port) as bound:
+    with ExitStack() as sockets:
+        bound = sockets.enter_context(listen(settings.host, settings.port))
+        sql = None if settings.sql_port is None else sockets.enter_context(listen(settings.host, settings.sql_port))
         # What it says at `info` is said here already, with the URL.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         app = create_app(settings)
+        house = _House(app, settings, [Child(name, words) for name, words in children.items()])
+        listeners = [(house.server(app), bound)]
+        if sql is not None:
+            listeners.append((house.server(sql_app(app)), sql))
+        with asyncio.Runner(loop_factory=listeners[0][0].config.get_loop_factory()) as runner:
+            runner.run(house.serve(listeners, announce))
+    # From here on all is written and closed; a late signal changes nothing but how it looks.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _House:
+    """What runs in this process and beside it, from the first answer to the last."""
+
+    def __init__(self, app: FastAPI, settings: Settings, children: Sequence[Child]) -> None:
+        self._app = app
+        self._settings = settings
+        self._children = children
+
+    def server(self, app: ASGIApp) -> _Server:
+        """Make a server for one of our applications."""
         config = uvicorn.Config(
             app,
             lifespan="off",
@@ -82,26 +108,30 @@ def run(settings: Settings, announce: Announce) -> None:
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
-            timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_s),
+            timeout_graceful_shutdown=math.ceil(self._settings.shutdown_grace_s),
         )
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(app, _Server(config), bound, settings, announce))
-    # From here on all is written and closed; a late signal changes nothing but how it looks.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        return _Server(config)
 
+    async def serve(self, listeners: Sequence[tuple[_Server, socket.socket]], announce: Announce) -> None:
+        """Open the ledger, answer on every socket, and close in the opposite order."""
+        loop = asyncio.get_running_loop()
 
-async def _serve(
-    app: FastAPI, server: uvicorn.Server, bound: socket.socket, settings: Settings, announce: Announce
-) -> None:
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, server.handle_exit, number, None)
-    url = url_of(settings.host, bound)
-    async with app.router.lifespan_context(app):
-        # From here on connections are accepted by the kernel; they are answered as soon as the server takes them.
-        announce(url, app.state.runtime)
-        log.info("listening", url=url)
-        await server.serve(sockets=[bound])
-        log.info("stopping", url=url)
-    log.info("stopped", url=url)
+        def stop(number: int) -> None:
+            for server, _ in listeners:
+                server.handle_exit(number, None)
+
+        for number in SIGNALS:
+            loop.add_signal_handler(number, stop, number)
+        url = url_of(self._settings.host, listeners[0][1])
+        async with self._app.router.lifespan_context(self._app):
+            for child in self._children:
+                child.start()
+            # From here on connections are accepted by the kernel; they are answered as soon as the server takes them.
+            announce(url, self._app.state.runtime)
+            log.info("listening", url=url)
+            try:
+                await asyncio.gather(*(server.serve(sockets=[bound]) for server, bound in listeners))
+            finally:
+                log.info("stopping", url=url)
+                await asyncio.gather(*(child.close() for child in self._children))
+        log.info("stopped", url=url)

@@ -109,8 +109,8 @@ class _Watch:
 
 
 class _Missing(Exception):
-    def __init__(self, stream: str) -> None:
-        self.stream = stream
+    def __init__(self, *streams: str) -> None:
+        self.streams = streams
 
 
 UseCase = Callable[..., Any]
@@ -174,6 +174,21 @@ class Case:
                 raise _Missing(stream)
             self._reads[stream] = resident
         return resident.aggregate  # type: ignore[return-value]
+
+    def look(self, cls: type[A], names: Iterable[str]) -> None:
+        """Have many aggregates read in one go, before they are asked for one by one.
+
+        Cost: one read for all of them, where `find` alone would take one each and decide anew after each.
+        """
+        ledger, looked = self._ledger, self._looked
+        streams = [f"{cls.KIND}/{name}" for name in names]
+        missing = [
+            s
+            for s in streams
+            if s not in self._reads and ledger.resident(s) is None and not ledger.is_absent(s, looked)
+        ]
+        if missing:
+            raise _Missing(*missing)
 
     def get(self, cls: type[A], name: str, missing: type[NotFoundError] = NotFoundError) -> A:
         """Read an aggregate that must exist."""
@@ -354,7 +369,7 @@ class Ledger:
                     return case, b"null" if result is None else encode_state(result), None
                 except _Missing as missing:
                     case.withdraw()
-                    await self._load(missing.stream, looked)
+                    await self._load_all(missing.streams, looked)
                 except LedgerError as refusal:
                     case.withdraw()
                     return case, b"", refusal
@@ -440,7 +455,7 @@ class Ledger:
         for stream, resident in case._touched.items():
             resident.commit = commit
             residents[stream] = resident
-            residents.move_to_end(stream)
+            residents.move_to_end(stream, last=resident.aggregate is None or resident.aggregate.LASTING)
             self._note_change(stream)
         while len(residents) > self._resident_max:
             stream, oldest = next(iter(residents.items()))
@@ -449,12 +464,33 @@ class Ledger:
                 break
             del residents[stream]
 
-    async def _load(self, stream: str, looked: dict[str, int]) -> None:
-        """Look a stream up in the log; what changes meanwhile is looked up again."""
+    async def _load_all(self, streams: Sequence[str], looked: dict[str, int]) -> None:
+        """Look streams up in the log: many in one read, those with a past of their own here one by one."""
+        together = [s for s in streams if s not in self._residents] if len(streams) > 1 else []
+        watches = {stream: self._watch(stream, looked) for stream in together}
+        changes = {stream: watch.changes for stream, watch in watches.items()}
+        found = await self._log.load(together) if together else {}
+        for stream, watch in watches.items():
+            if watch.changes != changes[stream]:
+                continue  # not looked up yet, as far as this decision knows: it will be missed again
+            if (there := found.get(stream)) is None:
+                looked[stream] = changes[stream]
+            elif self.resident(stream) is None:
+                self._residents[stream] = _Resident(there.aggregate, there.address)
+        for stream in streams:
+            if stream not in watches:
+                await self._load(stream, looked)
+
+    def _watch(self, stream: str, looked: dict[str, int]) -> _Watch:
         watch = self._watched.setdefault(stream, _Watch())
         if stream not in looked:
             watch.watchers += 1
-            looked[stream] = _PRESENT
+        looked[stream] = _PRESENT
+        return watch
+
+    async def _load(self, stream: str, looked: dict[str, int]) -> None:
+        """Look a stream up in the log; what changes meanwhile is looked up again."""
+        watch = self._watch(stream, looked)
         while self.resident(stream) is None:
             await self._quiet(stream)
             changes = watch.changes

@@ -243,6 +243,14 @@ class LogReader:
             raise CheckpointNotFoundError(size=size)
         return Head(row[0], bytes(row[1]), bytes(row[2]), row[3])
 
+    async def head_within(self, size: int) -> Head:
+        """Read the largest committed head that is not above a size; there is always the empty one."""
+        row = await self._one(
+            "SELECT size, root, signature, committed_at FROM checkpoints WHERE size <= %s ORDER BY size DESC LIMIT 1",
+            size,
+        )
+        return Head(row[0], bytes(row[1]), bytes(row[2]), row[3])
+
     async def heads(self, after: int, limit: int) -> list[Head]:
         """List committed heads by size."""
         rows = await self._all(

@@ -56,6 +56,14 @@ class Settings(BaseSettings):
         description="Object store, such as s3://bucket/prefix; unset means the directory objects/ under data.",
     )
 
+    clickhouse_url: SecretStr | None = Field(
+        None,
+        description="http(s)://user:password@host:port of a ClickHouse; unset means the embedded engine.",
+    )
+    kafka_bootstrap_servers: str | None = Field(
+        None, description="host:port of Kafka brokers, by commas; unset means no relay and no ingest."
+    )
+
     # ---- who we are
     log_origin: str = Field(
         "soma-ledger.local/log",
@@ -83,6 +91,12 @@ class Settings(BaseSettings):
     # ---- HTTP
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65_535, description="TCP port to listen on; 0 lets the system choose.")
+    sql_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of its own for SQL, for tools that want a bare host; it is at /clickhouse in any case.",
+    )
     body_bytes_max: int = Field(
         2_000_000, ge=1_024, le=100_000_000, description="Largest request body, in bytes."
     )

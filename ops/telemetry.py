@@ -12,7 +12,14 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    start_http_server,
+)
 
 from ops.settings import LogFormat, LogLevel
 
@@ -147,6 +154,9 @@ FOLLOWER_BATCH_SECONDS = Histogram(
     registry=REGISTRY,
 )
 FOLLOWER_RECORDS = Counter("soma_follower_records", "Records applied.", ["follower"], registry=REGISTRY)
+CHILD_STARTS = Counter(
+    "soma_child_starts", "Times a process of ours was started.", ["child"], registry=REGISTRY
+)
 FOLLOWER_FAILURES = Counter(
     "soma_follower_failures", "Times a follower had to start over, by code.", ["follower", "code"], registry=REGISTRY
 )
@@ -195,6 +205,14 @@ MARKET_FUNDED_TO_RELEASED_SECONDS = Histogram(
     registry=REGISTRY,
 )
 
+RELAY_RECORDS = Counter(
+    "soma_relay_records", "Messages committed to Kafka, by topic.", ["topic"], registry=REGISTRY
+)
+RELAY_TRANSACTIONS = Counter("soma_relay_transactions", "Kafka transactions committed.", registry=REGISTRY)
+RELAY_ABORTS = Counter(
+    "soma_relay_aborts", "Kafka transactions given up, by code.", ["code"], registry=REGISTRY
+)
+
 
 def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: float) -> None:
     """Count one group commit.
@@ -206,6 +224,12 @@ def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: floa
     LOG_BATCH_COMMANDS.observe(sum(outcomes.values()))
     for outcome, count in outcomes.items():
         LOG_COMMANDS.labels(outcome).inc(count)
+
+
+def serve_metrics(port: int) -> int:
+    """Answer /metrics on loopback for a process that has no other HTTP; give the port."""
+    server, _ = start_http_server(port, addr="127.0.0.1", registry=REGISTRY)
+    return int(server.server_port)
 
 
 def exposition() -> bytes:

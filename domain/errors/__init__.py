@@ -24,3 +24,4 @@ from domain.errors.market import *
 from domain.errors.money import *
 from domain.errors.requests import *
 from domain.errors.system import *
+from domain.errors.usage import *

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from domain.errors.families import InvalidError, Retry, UnavailableError
+from domain.errors.families import ConflictError, InvalidError, Retry, UnavailableError
 
 
 class MigrationAlteredError(UnavailableError, code="migration_altered", status=503, retry=Retry.NEVER):
@@ -43,3 +43,27 @@ class FollowerSupersededError(UnavailableError, code="follower_superseded"):
 
 class FollowerUnknownError(InvalidError, code="follower_unknown"):
     """There is no follower of this name."""
+
+
+class BrokerUnavailableError(UnavailableError, code="broker_unavailable"):
+    """No Kafka broker answers, or it could not finish what was asked; nothing of it is visible to readers."""
+
+
+class BrokerRefusedError(UnavailableError, code="broker_refused", status=503, retry=Retry.NEVER):
+    """The Kafka cluster refuses this client: its rights or its options do not allow it."""
+
+
+class TopicUnsuitableError(UnavailableError, code="topic_unsuitable", status=503, retry=Retry.NEVER):
+    """A Kafka topic is there with settings that would lose records or their order."""
+
+
+class OffsetLostError(UnavailableError, code="offset_lost", status=503, retry=Retry.NEVER):
+    """The Kafka topic no longer holds what comes next; its retention took it away."""
+
+
+class RelayFencedError(ConflictError, code="relay_fenced"):
+    """Another relay has taken this one's place; the Kafka cluster refuses what this one sends."""
+
+
+class RelayDivergedError(UnavailableError, code="relay_diverged", status=503, retry=Retry.NEVER):
+    """Kafka holds records that are not in this log; the log was restored to an earlier state, or it is another one."""

@@ -85,6 +85,8 @@ class Aggregate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     KIND: ClassVar[str] = ""
+    # Whether it is worth its place in memory after its commit; False for what is hardly ever read again.
+    LASTING: ClassVar[bool] = True
 
     id: str
     tenant: str

@@ -1,0 +1,287 @@
+"""Usage: what requests to models consumed, one event a reading, counted once whoever sends it how often.
+
+A reading is known by its tenant, its source and the source's own event id; the three make the name of its stream, so
+the log itself holds each reading at most once. The same reading again is a duplicate and changes nothing. Another
+reading under the same id is refused, since one of the two would be lost.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import Field, PlainValidator, StringConstraints, ValidationError
+
+from domain.billing.accounts import PLATFORM
+from domain.errors import (
+    AmountInvalidError,
+    CurrencyUnknownError,
+    ForbiddenError,
+    InvalidFieldError,
+    LedgerError,
+    MissingFieldError,
+    UnknownFieldError,
+    UsageConflictError,
+    UsageInFutureError,
+    UsageTooOldError,
+)
+from domain.fields import Command, Id, Label, Moment
+from domain.ledger import Case, allow
+from domain.log.records import Aggregate, Event, Record
+from domain.values import Money, Tenant, moment_of, moment_text
+
+READINGS_MAX = 10_000
+COUNT_MAX = 10**12
+# How far the clock of a source may be ahead of ours, and how late a reading may come.
+AHEAD_S_MAX = 600
+AGE_DAYS_MAX = 400
+
+# Who may send the readings of other tenants: the platform's own programs and people.
+FOR_OTHERS = frozenset({"service", "billing", "operator"})
+
+
+class Usage(Aggregate):
+    """A reading that was taken into the log; its first event never changes."""
+
+    KIND = "usage"
+    LASTING = False
+
+    source: str = ""
+    event_id: str = ""
+    occurred_at: str = ""
+    provider: str = ""
+    model: str = ""
+    rental_id: str | None = None
+    persona_id: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached_tokens: int | None = None
+    requests: int = 0
+    latency_ms: int | None = None
+    cost: Money | None = None
+    status: str = ""
+
+    class Metered(Event, frozen=True):
+        """A reading was taken."""
+
+        TOPIC = "usage.metered"
+
+        source: str
+        event_id: str
+        occurred_at: str
+        provider: str
+        model: str
+        rental_id: str | None
+        persona_id: str | None
+        tokens_in: int
+        tokens_out: int
+        cached_tokens: int | None
+        requests: int
+        latency_ms: int | None
+        cost: Money | None
+        status: Literal["ok", "error"]
+
+        def apply(self, usage: Usage, record: Record) -> None:
+            for name in self.__struct_fields__:
+                setattr(usage, name, getattr(self, name))
+
+    def owner_key(self) -> str:
+        return self.provider
+
+    def status_key(self) -> str:
+        return self.status
+
+
+# --------------------------------------------------------------------------- commands
+
+Given = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")]
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+
+
+class Reading(Command):
+    """What one request to a model consumed, or several that a source has summed up.
+
+    Units: latency_ms is the sum over the requests, in milliseconds; cost is what the provider charges, if known.
+    """
+
+    source: Given = Field(description="Who measured, such as a gateway; event ids are its own.")
+    event_id: Given = Field(description="The reading's id at its source; the same id again is a duplicate.")
+    occurred_at: Moment
+    provider: Label
+    model: Label
+    tokens_in: Count
+    tokens_out: Count
+    cached_tokens: Count | None = None
+    requests: int = Field(1, ge=1, le=COUNT_MAX)
+    latency_ms: Count | None = None
+    cost: Money | None = None
+    status: Literal["ok", "error"] = "ok"
+    rental_id: Id | None = None
+    persona_id: Id | None = None
+    tenant: Tenant | None = Field(
+        None, description="Whose usage it is, named by the platform's own; the caller's without it."
+    )
+
+
+class Flaw(Command):
+    """What was sent in place of a reading, and why it is none."""
+
+    code: str
+    detail: str
+    given: str
+
+
+def read_reading(value: Any) -> Reading | Flaw:
+    """Read one reading by itself, so that one that is none does not take others with it.
+
+    Errors: none; a flaw carries invalid_amount, invalid_currency, invalid_field, missing_field or unknown_field.
+    """
+    if isinstance(value, Reading | Flaw):
+        return value
+    try:
+        return Reading.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    # What was given is only compared, when a key is used again.
+    given = sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()
+    detail = f"{where}: {fault['msg']}" if where else fault["msg"]
+    # A member may be named by anything a caller can write.
+    return Flaw(
+        code=_code(fault["type"], where), detail=detail.encode("ascii", "replace").decode()[:400], given=given
+    )
+
+
+def _code(kind: str, where: str) -> str:
+    if kind == "currency":
+        return CurrencyUnknownError.code
+    if kind == "money" and where == "cost":
+        return AmountInvalidError.code
+    known = {"missing": MissingFieldError.code, "extra_forbidden": UnknownFieldError.code}
+    return known.get(kind, InvalidFieldError.code)
+
+
+class MeterUsage(Command):
+    """Take readings in. Each stands for itself: what is wrong with one is no fault of its neighbours."""
+
+    readings: list[Annotated[Reading | Flaw, PlainValidator(read_reading, json_schema_input_type=Reading)]] = (
+        Field(min_length=1, max_length=READINGS_MAX)
+    )
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """A reading that was not taken, by its place in what was sent (0-based)."""
+
+    index: int
+    code: str
+    detail: str
+
+
+class Metered(msgspec.Struct, frozen=True):
+    """What came of readings: each was inserted, was there already, or was rejected."""
+
+    inserted: int
+    duplicates: int
+    rejected: list[Rejected]
+
+
+# --------------------------------------------------------------------------- use case
+
+
+@allow("service", "provider", "billing", "operator")
+def meter_usage(case: Case, command: MeterUsage) -> Metered:
+    """Take readings in, all that are good in one commit; the others are listed with their reasons.
+
+    Errors: none of its own; a rejected reading carries forbidden, usage_conflict, usage_in_future, usage_too_old, or
+            the code of its flaw.
+    """
+    case.look(Usage, _names(case, command))
+    earliest, latest = _window(case.now)
+    duplicates, rejected = 0, []
+    for index, reading in enumerate(command.readings):
+        if isinstance(reading, Flaw):
+            rejected.append(Rejected(index, reading.code, reading.detail))
+            continue
+        try:
+            duplicates += not _meter(case, reading, earliest, latest)
+        except LedgerError as refusal:
+            rejected.append(Rejected(index, refusal.code, refusal.message))
+    return Metered(len(command.readings) - duplicates - len(rejected), duplicates, rejected)
+
+
+def usage_name(tenant: str, source: str, event_id: str) -> str:
+    """Name the stream of a reading: a pure function of what identifies it."""
+    scope = f"{len(tenant)}:{tenant}{len(source)}:{source}{event_id}"
+    return f"usage-{sha256(scope.encode()).hexdigest()[:40]}"
+
+
+def _names(case: Case, command: MeterUsage) -> list[str]:
+    """Name what will be asked for, each once."""
+    own = case.caller.tenant
+    readings = (reading for reading in command.readings if isinstance(reading, Reading))
+    return list(dict.fromkeys(usage_name(r.tenant or own, r.source, r.event_id) for r in readings))
+
+
+def _meter(case: Case, reading: Reading, earliest: str, latest: str) -> bool:
+    """Take one reading in; say whether it is new.
+
+    What is in the log already is a duplicate however old it has become, so that a retry never changes its answer.
+    """
+    tenant = _tenant(case, reading.tenant)
+    name = usage_name(tenant, reading.source, reading.event_id)
+    metered = _event(reading)
+    known = case.find(Usage, name)
+    if known is not None:
+        _check_same(known, metered)
+        return False
+    if reading.occurred_at > latest:
+        raise UsageInFutureError(f"it occurs at {reading.occurred_at}, after {latest}")
+    if reading.occurred_at < earliest:
+        raise UsageTooOldError(f"it occurred at {reading.occurred_at}, before {earliest}")
+    case.create(Usage, name, metered, tenant=tenant)
+    return True
+
+
+def _event(reading: Reading) -> Usage.Metered:
+    return Usage.Metered(
+        source=reading.source,
+        event_id=reading.event_id,
+        occurred_at=reading.occurred_at,
+        provider=reading.provider,
+        model=reading.model,
+        rental_id=reading.rental_id,
+        persona_id=reading.persona_id,
+        tokens_in=reading.tokens_in,
+        tokens_out=reading.tokens_out,
+        cached_tokens=reading.cached_tokens,
+        requests=reading.requests,
+        latency_ms=reading.latency_ms,
+        cost=reading.cost,
+        status=reading.status,
+    )
+
+
+def _check_same(known: Usage, metered: Usage.Metered) -> None:
+    fields = metered.__struct_fields__
+    differing = [name for name in fields if getattr(known, name) != getattr(metered, name)]
+    if differing:
+        raise UsageConflictError(
+            f"{known.id} was taken before with another {', '.join(differing)}", id=known.id, differing=differing
+        )
+
+
+def _tenant(case: Case, tenant: str | None) -> str:
+    caller = case.caller
+    if tenant is None or tenant == caller.tenant:
+        return caller.tenant
+    if "operator" in caller.roles or (caller.tenant == PLATFORM and caller.roles & FOR_OTHERS):
+        return tenant
+    raise ForbiddenError("only the platform sends the usage of other tenants")
+
+
+def _window(now: str) -> tuple[str, str]:
+    """Give the earliest and the latest moment at which a reading that comes now may have occurred."""
+    at = moment_of(now)
+    return moment_text(at - timedelta(days=AGE_DAYS_MAX)), moment_text(at + timedelta(seconds=AHEAD_S_MAX))

@@ -1,0 +1,91 @@
+"""A child process that is kept alive: started again when it ends, and stopped with us, however we end.
+
+The child holds the reading end of a pipe whose other end is ours alone: when we are killed, the pipe closes and the
+child ends itself (`end_with_parent`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ops import telemetry
+
+log = telemetry.logger(__name__)
+
+PAUSE_S_MIN = 0.5
+PAUSE_S_MAX = 30.0
+# A child that ran this long was well; the next pause is short again.
+WELL_S = 30.0
+STOP_S_MAX = 15.0
+
+
+class Child:
+    """One program of ours, run beside this process until `close`."""
+
+    def __init__(self, name: str, words: Sequence[str]) -> None:
+        self.name = name
+        self._words = [sys.executable, *words]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Give the number of the running process."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start it, and start it again whenever it ends."""
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """Ask it to end, and wait until it has."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        if self._process is not None:
+            await asyncio.to_thread(_stop, self._process)
+
+    async def _keep(self) -> None:
+        pause_s = PAUSE_S_MIN
+        while True:
+            started_s = time.monotonic()
+            self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE)
+            telemetry.CHILD_STARTS.labels(self.name).inc()
+            while self._process.poll() is None:
+                await asyncio.sleep(0.2)
+            if time.monotonic() - started_s > WELL_S:
+                pause_s = PAUSE_S_MIN
+            log.warning("child_ended", child=self.name, status=self._process.returncode, retry_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(PAUSE_S_MAX, pause_s * 2)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    process.terminate()
+    try:
+        process.wait(STOP_S_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def end_with_parent() -> None:
+    """End this process in an orderly way once the pipe from its parent closes."""
+
+    def watch() -> None:
+        while os.read(0, 1_024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
