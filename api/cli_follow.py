@@ -19,7 +19,9 @@ DataDir = Annotated[
 Embedded = Annotated[bool, typer.Option("--embedded", help="Use the data directory even where URLs are set.")]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(help="Followers by name, such as kafka.relay, or by kind, such as clickhouse; all otherwise."),
+    typer.Argument(
+        help="Followers by name, such as kafka.relay, or by kind, such as clickhouse; all otherwise."
+    ),
 ]
 MetricsPort = Annotated[
     int | None, typer.Option(help="Port for /metrics of this process, 0 for any; none otherwise.")
@@ -103,8 +105,9 @@ def rebuild(
 async def _rebuild(settings: Settings, name: str, progress: object) -> str:
     from ops.clickhouse import open_clickhouse
     from ops.clickhouse_migrate import migrate_clickhouse
-    from ops.runtime import database
     from projections.rebuild import rebuild as run
+
+    from ops.runtime import database
 
     async with database(settings) as url, open_clickhouse(settings) as clickhouse:
         await migrate_clickhouse(clickhouse)

@@ -76,7 +76,11 @@ def run(settings: Settings, announce: Announce, children: Mapping[str, Sequence[
     # Bound first: a second service on the same port must fail before it touches the ledger.
     with ExitStack() as sockets:
         bound = sockets.enter_context(listen(settings.host, settings.port))
-        sql = None if settings.sql_port is None else sockets.enter_context(listen(settings.host, settings.sql_port))
+        sql = (
+            None
+            if settings.sql_port is None
+            else sockets.enter_context(listen(settings.host, settings.sql_port))
+        )
         # What it says at `info` is said here already, with the URL.
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         app = create_app(settings)

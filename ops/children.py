@@ -33,13 +33,13 @@ class Child:
     def __init__(self, name: str, words: Sequence[str]) -> None:
         self.name = name
         self._words = [sys.executable, *words]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
         """Give the number of the running process."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     def start(self) -> None:
         """Start it, and start it again whenever it ends."""
@@ -51,33 +51,30 @@ class Child:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        if self._process is not None:
-            await asyncio.to_thread(_stop, self._process)
+        if self._process is not None and self._process.returncode is None:
+            await _stop(self._process)
 
     async def _keep(self) -> None:
         pause_s = PAUSE_S_MIN
         while True:
             started_s = time.monotonic()
-            self._process = subprocess.Popen(self._words, stdin=subprocess.PIPE)
+            self._process = await asyncio.create_subprocess_exec(*self._words, stdin=subprocess.PIPE)
             telemetry.CHILD_STARTS.labels(self.name).inc()
-            while self._process.poll() is None:
-                await asyncio.sleep(0.2)
+            status = await self._process.wait()
             if time.monotonic() - started_s > WELL_S:
                 pause_s = PAUSE_S_MIN
-            log.warning("child_ended", child=self.name, status=self._process.returncode, retry_s=pause_s)
+            log.warning("child_ended", child=self.name, status=status, retry_s=pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(PAUSE_S_MAX, pause_s * 2)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
+async def _stop(process: asyncio.subprocess.Process) -> None:
     process.terminate()
     try:
-        process.wait(STOP_S_MAX)
-    except subprocess.TimeoutExpired:
+        await asyncio.wait_for(process.wait(), STOP_S_MAX)
+    except TimeoutError:
         process.kill()
-        process.wait()
+        await process.wait()
 
 
 def end_with_parent() -> None:

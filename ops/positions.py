@@ -17,7 +17,8 @@ from ops import postgres
 
 RETRY_S = 0.2
 _ADVANCE = (
-    "UPDATE followers SET position = %s, updated_at = clock_timestamp() WHERE name = %s AND position = %s RETURNING handover"
+    "UPDATE followers SET position = %s, updated_at = clock_timestamp()"
+    " WHERE name = %s AND position = %s RETURNING handover"
 )
 
 
@@ -57,13 +58,17 @@ class Place:
         Errors: unavailable (also when the wait is bounded and another leader does not let go).
         """
         async with asyncio.timeout(wait_s):
-            while not (await self._run("SELECT pg_try_advisory_lock(%s)", _lock_key(self.name)))[0]:
-                await asyncio.sleep(RETRY_S)
+            # Asked for again and again, since a connection that waits inside the server cannot be cancelled cleanly.
+            while not await self._try_lock():
+                await asyncio.sleep(RETRY_S)  # noqa: ASYNC110 - the lock is another process's to release
         row = await self._run(
             "UPDATE followers SET handover = false WHERE name = %s RETURNING position", self.name
         )
         self.position, self.handover = int(row[0]), False
         return self.position
+
+    async def _try_lock(self) -> bool:
+        return bool((await self._run("SELECT pg_try_advisory_lock(%s)", _lock_key(self.name)))[0])
 
     async def advance(self, end: int) -> None:
         """Remember that everything before `end` is applied; notice a wish for handover.

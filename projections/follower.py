@@ -106,7 +106,7 @@ class Follower:
                 await asyncio.sleep(IDLE_S)
             except LedgerError as error:
                 await self._failed(error.code, error.message, error.internal)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a sink raises, the follower starts over
                 await self._failed(type(error).__name__, str(error), repr(error.__cause__ or ""))
 
     async def _failed(self, code: str, detail: str, internal: str) -> None:

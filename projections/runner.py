@@ -1,8 +1,8 @@
 """All followers of one process: each by its name, each kept running, none stopped by another's trouble.
 
-    clickhouse.records  clickhouse.billing  clickhouse.usage  clickhouse.market     tables of ClickHouse
-    kafka.relay         kafka.ingest                                              only where a broker is named
-    webhooks            nightly                                                   deliveries; reconciliation
+clickhouse.records  clickhouse.billing  clickhouse.usage  clickhouse.market     tables of ClickHouse
+kafka.relay         kafka.ingest                                              only where a broker is named
+webhooks            nightly                                                   deliveries; reconciliation
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from domain.errors import FollowerUnknownError, LedgerError
-from ops import telemetry
 from ops.clickhouse import ClickHouse, open_clickhouse
 from ops.clickhouse_migrate import migrate_clickhouse
+
+from domain.errors import FollowerUnknownError, LedgerError
+from ops import telemetry
 from ops.listen import Listener
 from ops.runtime import Runtime
 from ops.settings import Settings
@@ -99,7 +100,9 @@ async def _kept(name: str, work: Work) -> None:
             await work()
             return
         except LedgerError as error:
-            log.warning("follower_restarts", follower=name, code=error.code, detail=error.message, retry_s=pause_s)
+            log.warning(
+                "follower_restarts", follower=name, code=error.code, detail=error.message, retry_s=pause_s
+            )
         except Exception as error:  # noqa: BLE001 - one follower's trouble is not its neighbours'
             log.error("follower_restarts", follower=name, error=repr(error), retry_s=pause_s)
         telemetry.FOLLOWER_FAILURES.labels(name, "restarted").inc()
