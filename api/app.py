@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,19 +12,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import openapi, problems
 from api.routes import log as log_routes
-from api.routes import market, money, system, training
+from api.routes import dead_letters, feeds, market, money, system, training, usage, webhooks
 from domain.errors import BodyTooLargeError
 from ops import telemetry
+from ops.listen import Listener
 from ops.runtime import open_runtime
 from ops.settings import Settings
 from ops.tokens import LocalIssuer, TokenGate
+from projections.feed import LogFeed, feed_limits
 from projections.rounds import RoundRunner
 from projections.sweeper import Sweeper
 
 VERSION = "0.1.0"
 # What is counted by name; anything a caller may invent is counted as one.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-ROUTERS = (market.router, money.router, training.router, log_routes.router, system.router)
+ROUTERS = (
+    market.router, money.router, usage.router, training.router, log_routes.router, feeds.router, webhooks.router,
+    dead_letters.router, system.router,
+)  # fmt: skip
 
 
 def create_app(settings: Settings, observe: Callable[[int], None] | None = None) -> FastAPI:
@@ -32,8 +37,13 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_runtime(settings, observe) as opened:
+        async with (
+            open_runtime(settings, observe) as opened,
+            Listener(opened.url) as listener,
+            LogFeed(opened.reader, listener, feed_limits(settings)) as feed,
+        ):
             app.state.runtime = opened
+            app.state.feed = feed
             app.state.rounds = RoundRunner(opened)
             app.state.sweeper = Sweeper(opened)
             await app.state.rounds.resume()
@@ -63,7 +73,9 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
     problems.install(app)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     app.add_middleware(
-        _Limits, body_bytes_max=settings.body_bytes_max, dataset_bytes_max=settings.dataset_bytes_max
+        _Limits,
+        bytes_max=settings.body_bytes_max,
+        larger={"/v1/datasets": settings.dataset_bytes_max, "/v1/usage": settings.usage_bytes_max},
     )
     app.add_middleware(_Meter)
     return app
@@ -72,16 +84,16 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
 class _Limits:
     """Refuses bodies over the limit, by their stated length or while they come in."""
 
-    def __init__(self, app: ASGIApp, body_bytes_max: int, dataset_bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, bytes_max: int, larger: Mapping[str, int]) -> None:
         self._app = app
-        self._body_bytes_max = body_bytes_max
-        self._dataset_bytes_max = dataset_bytes_max
+        self._bytes_max = bytes_max
+        self._larger = larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        bytes_max = self._dataset_bytes_max if scope["path"] == "/v1/datasets" else self._body_bytes_max
+        bytes_max = self._larger.get(scope["path"], self._bytes_max)
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if stated.isdigit() and (len(stated) > 18 or int(stated) > bytes_max):
             await problems.respond(BodyTooLargeError(bytes_max=bytes_max))(scope, receive, send)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli_follow import follow, rebuild
+from api.cli_dead_letters import dead_letters_app
 from api.cli_log import audit_app, ledger_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
+app.add_typer(dead_letters_app, name="dead-letters")
 app.command()(follow)
 app.command()(rebuild)
 
@@ -46,6 +48,8 @@ CAUSE_LINES_MAX = 10
 REMEDIES = {
     "cannot_listen": "Stop what listens there, or choose another address with --host and --port.",
     "database_start_failed": "Read postgres/log under the data directory, then run `soma doctor`.",
+    "clickhouse_refused": "Its words are above; if a table is missing, `soma follow` migrates when it starts.",
+    "engine_start_failed": "Read clickhouse/engine.log under the data directory, then run `soma doctor`.",
     "invalid_settings": "`soma settings --markdown` lists every setting and what it allows.",
     "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
     "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",

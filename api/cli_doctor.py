@@ -15,6 +15,8 @@ import httpx
 from api.serving import listen
 from domain.errors import LedgerError, ListenError
 from ops import inspection, migrate
+from ops.clickhouse import open_clickhouse
+from ops.kafka import brokers
 from ops.objects import ObjectStore
 from ops.settings import PREFIX, Settings
 
@@ -51,6 +53,8 @@ def examine(settings: Settings) -> Iterator[Line]:
         "log key": _log_key,
         "issuer key": _issuer_key,
         "object store": _objects,
+        "clickhouse": _clickhouse,
+        "kafka": _kafka,
         "address": _address,
         "disk": _disk,
     }
@@ -164,6 +168,26 @@ def _objects(settings: Settings) -> Iterator[Line]:
     yield Line(
         "object store", Verdict.WELL if read_back else Verdict.UNWELL, f"{place}, written and read back"
     )
+
+
+def _clickhouse(settings: Settings) -> Iterator[Line]:
+    if settings.clickhouse_url is None and not (settings.data_dir / "clickhouse").exists():
+        yield Line("clickhouse", Verdict.ABSENT, "embedded engine, made when followers start")
+        return
+
+    async def probe() -> str:
+        async with open_clickhouse(settings) as clickhouse:
+            return str((await clickhouse.rows("SELECT version()"))[0][0])
+
+    kind = "embedded engine" if settings.clickhouse_url is None else "by URL"
+    yield Line("clickhouse", Verdict.WELL, f"ClickHouse {asyncio.run(probe())}, {kind}")
+
+
+def _kafka(settings: Settings) -> Iterator[Line]:
+    if settings.kafka_bootstrap_servers is None:
+        yield Line("kafka", Verdict.WELL, "not used: no brokers are named")
+        return
+    yield Line("kafka", Verdict.WELL, f"{brokers(settings)} broker(s) answer at {settings.kafka_bootstrap_servers}")
 
 
 def _address(settings: Settings) -> Iterator[Line]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Depends, Header, Path, Query, Request
@@ -15,11 +14,11 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, create_model
 
+from domain.canonical import read_json
 from domain.errors import (
     ForbiddenError,
     InvalidAsOfError,
     InvalidCursorError,
-    InvalidError,
     UnauthorizedError,
     UnsupportedMediaTypeError,
     VersionMismatchError,
@@ -232,38 +231,22 @@ def object_of(**properties: Any) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Read JSON as a ledger must: no number that is none, no name twice, no half of a character.
+    """Read a body.
 
     Errors: invalid_request.
-    Source: RFC 8259, sections 4 and 6; RFC 7493, sections 2.1 and 2.3.
     """
-    try:
-        text = data.decode()
-        value = json.loads(text, object_pairs_hook=_members, parse_constant=_no_number)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise InvalidError(f"the body is not JSON: {_why(error)}") from error
-    return value
+    return read_json(data)
 
 
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name occurs twice in one object")
-    return members
+async def json_bytes(request: Request) -> bytes:
+    """Give the bytes of a body that is called JSON, for routes that read it off the loop.
 
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError):
-        return "a surrogate stands alone"
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+    Errors: body_too_large, unsupported_media_type.
+    """
+    data = await request.body()
+    if data and not _says_json(request.headers.get("content-type", "")):
+        raise UnsupportedMediaTypeError
+    return data
 
 
 class _StrictRequest(Request):

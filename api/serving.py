@@ -37,6 +37,13 @@ Announce = Callable[[str, Runtime], None]
 class _Server(uvicorn.Server):
     """A server that leaves signals to whoever runs it."""
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell those who follow the log that this is the end; their connections would hold the server up."""
+        feed = getattr(getattr(self.config.app, "state", None), "feed", None)
+        if feed is not None:
+            feed.end()
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take no signal."""

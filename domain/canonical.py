@@ -7,6 +7,7 @@ code points is the order of UTF-16 units, so a fast encoder gives RFC 8785 bytes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import msgspec
 import orjson
 import rfc8785
 
-from domain.errors import NotCanonicalError
+from domain.errors import InvalidError, NotCanonicalError
 
 INTEGER_MAX = 2**53 - 1
 
@@ -88,3 +89,41 @@ def _keys(value: Any) -> Iterator[str]:
             waiting.extend(current.values())
         elif isinstance(current, list):
             waiting.extend(current)
+
+
+# --------------------------------------------------------------------------- what others sent
+
+
+def read_json(data: bytes) -> Any:
+    """Read JSON as a ledger must: no number that is none, no name twice, no half of a character.
+
+    Errors: invalid_request.
+    Source: RFC 8259, sections 4 and 6; RFC 7493, sections 2.1 and 2.3.
+    """
+    try:
+        text = data.decode()
+        value = json.loads(text, object_pairs_hook=_members, parse_constant=_no_number)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"the body is not JSON: {_why(error)}") from error
+    return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name occurs twice in one object")
+    return members
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return "a surrogate stands alone"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

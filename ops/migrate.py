@@ -110,7 +110,7 @@ def migrate(url: str, directory: Path | None = None) -> list[Applied]:
         # A session lock goes with its connection, so a killed migrator leaves nothing locked.
         connection.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
         connection.execute(LEDGER_OF_MIGRATIONS)
-        return [_apply(connection, migration) for migration in _missing(wanted, _applied(connection))]
+        return [_apply(connection, migration) for migration in missing(wanted, _applied(connection))]
 
 
 def pending(url: str, directory: Path | None = None) -> list[Migration]:
@@ -121,7 +121,7 @@ def pending(url: str, directory: Path | None = None) -> list[Migration]:
     wanted = read_migrations(directory or postgres_migrations())
     with _connected(url) as connection:
         known = connection.execute("SELECT to_regclass('schema_migrations') IS NOT NULL").fetchone()
-        return _missing(wanted, _applied(connection) if known and known[0] else [])
+        return missing(wanted, _applied(connection) if known and known[0] else [])
 
 
 def applied(url: str) -> list[Applied]:
@@ -161,7 +161,11 @@ def _applied(connection: Connection) -> list[Applied]:
         return cursor.execute(query).fetchall()
 
 
-def _missing(wanted: Sequence[Migration], applied: Sequence[Applied]) -> list[Migration]:
+def missing(wanted: Sequence[Migration], applied: Sequence[Applied]) -> list[Migration]:
+    """Name what is wanted and not applied, if the two fit together.
+
+    Errors: migration_altered, migration_gap, migration_unknown.
+    """
     if [was.number for was in applied] != list(range(1, len(applied) + 1)):
         raise MigrationGapError(numbers=[was.number for was in applied])
     if len(applied) > len(wanted):

@@ -59,8 +59,8 @@ class Place:
         """
         async with asyncio.timeout(wait_s):
             # Asked for again and again, since a connection that waits inside the server cannot be cancelled cleanly.
-            while not await self._try_lock():
-                await asyncio.sleep(RETRY_S)  # noqa: ASYNC110 - the lock is another process's to release
+            while not await self._try_lock():  # noqa: ASYNC110 - the lock is another process's to release
+                await asyncio.sleep(RETRY_S)
         row = await self._run(
             "UPDATE followers SET handover = false WHERE name = %s RETURNING position", self.name
         )

@@ -17,12 +17,14 @@ from domain.errors import (
     TileNotFoundError,
 )
 from domain.ledger import Loaded, Remembered
+from domain.log.filters import Wish
 from domain.log.hashes import leaf_hash
 from domain.log.records import AGGREGATES, blank, decode
 from domain.log.tiles import TILE_WIDTH, encode_bundle, tile_width
 from domain.market.offers import Offer, Seller
 from ops.postgres import reading
 
+_TOLD = "SELECT position, address, record, stream, type, tenant FROM events"
 _offers = msgspec.json.Decoder(Offer)
 _sellers = msgspec.json.Decoder(Seller)
 
@@ -33,6 +35,17 @@ class Stored(NamedTuple):
     position: int
     address: bytes
     record: bytes
+
+
+class Told(NamedTuple):
+    """A record with what it is chosen by."""
+
+    position: int
+    address: bytes
+    record: bytes
+    stream: str
+    type: str
+    tenant: str
 
 
 class Head(NamedTuple):
@@ -75,6 +88,10 @@ class LogReader:
 
     def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
         self._pool = pool
+
+    @property
+    def pool(self) -> AsyncConnectionPool[Any]:
+        return self._pool
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -216,6 +233,30 @@ class LogReader:
         found = [Stored(*row) for row in rows]
         return found, (found[-1].position if len(found) == limit else end - 1)
 
+    async def told(self, start: int, end: int) -> list[Told]:
+        """Read a range of positions, the end not included, with what records are chosen by."""
+        rows = await self._all(
+            f"{_TOLD} WHERE position >= %s AND position < %s ORDER BY position", start, end
+        )
+        return [Told(*row) for row in rows]
+
+    async def wanted(self, wish: Wish, *, after: int, end: int, limit: int) -> list[Told]:
+        """Read the records a follower wants, behind a position and before an end.
+
+        Cost: every record between is looked at, so the caller bounds the range.
+        """
+        rows = await self._all(
+            f"{_TOLD} WHERE position > %s AND position < %s"
+            " AND (%s::text IS NULL OR tenant = %s)"
+            " AND (cardinality(%s::text[]) = 0 OR stream = ANY(%s::text[]))"
+            " AND (cardinality(%s::text[]) + cardinality(%s::text[]) = 0 OR type = ANY(%s::text[])"
+            " OR EXISTS (SELECT FROM unnest(%s::text[]) AS b WHERE starts_with(type, b)))"
+            " ORDER BY position LIMIT %s",
+            after, end, wish.tenant, wish.tenant, *[sorted(wish.streams)] * 2,
+            sorted(wish.types), list(wish.beginnings), sorted(wish.types), list(wish.beginnings), limit,
+        )  # fmt: skip
+        return [Told(*row) for row in rows]
+
     async def state_at(self, stream: str, size: int) -> Any:
         """Rebuild an aggregate as it was in the log of a size; None where it did not exist yet."""
         aggregate = None
@@ -343,6 +384,18 @@ class LogReader:
             limit,
         )
         return [msgspec.json.decode(state) for (state,) in rows]
+
+    async def usage(self, tenant: str, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+        """List a tenant's usage as it stands, the latest taken first, before a position."""
+        rows = await self._all(
+            "SELECT e.position, r.state::text FROM events e"
+            " JOIN records r ON r.kind = 'usage' AND r.id = substr(e.stream, 7)"
+            " WHERE e.type = 'usage.metered' AND e.tenant = %s AND e.position < %s ORDER BY e.position DESC LIMIT %s",
+            tenant,
+            2**62 if before is None else before,
+            limit,
+        )
+        return [{"position": position, **msgspec.json.decode(state)} for position, state in rows]
 
     async def count(self, wanted: RecordFilter) -> int:
         """Count current states."""

@@ -6,6 +6,7 @@ PostgreSQL, no object store URL means a directory.
 
 from __future__ import annotations
 
+import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -60,8 +61,26 @@ class Settings(BaseSettings):
         None,
         description="http(s)://user:password@host:port of a ClickHouse; unset means the embedded engine.",
     )
+    clickhouse_cluster: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="Name of the ClickHouse cluster (one shard) whose replicas hold the tables; unset means one server.",
+    )
     kafka_bootstrap_servers: str | None = Field(
         None, description="host:port of Kafka brokers, by commas; unset means no relay and no ingest."
+    )
+    kafka_options: SecretStr | None = Field(
+        None,
+        description="Further librdkafka options as a JSON object: security.protocol, sasl.username and the like.",
+    )
+    kafka_partitions: int = Field(
+        6, ge=1, le=1_000, description="Partitions of each event topic (count), fixed when it is made."
+    )
+    kafka_replication_factor: int | None = Field(
+        None, ge=1, le=15, description="Copies of each partition (count); unset means the cluster's default."
+    )
+    kafka_retention_days: int | None = Field(
+        None, ge=1, le=36_500, description="How long topics keep a record, in days; unset means for ever."
     )
 
     # ---- who we are
@@ -103,11 +122,67 @@ class Settings(BaseSettings):
     dataset_bytes_max: int = Field(
         20_000_000, ge=1_024, le=1_000_000_000, description="Largest uploaded dataset, in bytes."
     )
+    usage_bytes_max: int = Field(
+        8_000_000, ge=1_024, le=100_000_000, description="Largest body of usage readings, in bytes."
+    )
     shutdown_grace_s: float = Field(
         10.0, ge=0, le=300, description="How long a stopping service finishes what it has begun, in seconds."
     )
     public_log_entries: bool = Field(
         False, description="Whether tiles of entries are served without a bearer token (true or false)."
+    )
+
+    # ---- who follows over HTTP
+    feed_subscribers_max: int = Field(
+        256, ge=1, le=100_000, description="Open feeds of one process (count) before 503."
+    )
+    feed_subscribers_per_tenant_max: int = Field(
+        32, ge=1, le=100_000, description="Open feeds of one tenant at one process (count) before 429."
+    )
+    feed_buffer_records_max: int = Field(
+        2_000, ge=10, le=1_000_000, description="Records waiting for one feed (count) before it is closed as slow."
+    )
+    feed_buffer_bytes_max: int = Field(
+        4_000_000, ge=100_000, le=1_000_000_000, description="Bytes waiting for one feed before it is closed as slow."
+    )
+    feed_heartbeat_s: float = Field(
+        15.0, gt=0, le=300, description="A quiet feed says so much apart that it is alive, in seconds."
+    )
+    feed_send_s_max: float = Field(
+        30.0, gt=0, le=3_600, description="How long a feed waits for a reader that takes nothing, in seconds."
+    )
+    webhook_key_file: Path | None = Field(
+        None,
+        description="Master key of webhook secrets (made if absent); unset means keys/webhooks.key under data.",
+    )
+    webhooks_allow_http: bool = Field(
+        False, description="Whether webhooks may be http, for networks of one's own (true or false)."
+    )
+    webhooks_allow_private: bool = Field(
+        False, description="Whether webhooks may lead to private and loopback addresses (true or false)."
+    )
+    webhooks_per_tenant_max: int = Field(
+        20, ge=1, le=10_000, description="Webhooks of one tenant (count), deleted ones aside."
+    )
+    webhook_concurrency_max: int = Field(
+        32, ge=1, le=1_000, description="Messages on their way to webhooks at once (count)."
+    )
+    webhook_timeout_s: float = Field(
+        15.0, gt=0, le=120, description="How long a webhook has to answer, from the look-up on, in seconds."
+    )
+    webhook_retry_delays_s: str = Field(
+        "5,300,1800,7200,18000,36000,50400,72000,86400",
+        pattern=r"^\d{1,7}(\.\d{1,3})?(,\d{1,7}(\.\d{1,3})?){0,49}$",
+        description="Pauses between the attempts of one message, in seconds; one more attempt than pauses.",
+    )
+    webhook_rotation_s: int = Field(
+        86_400, ge=0, le=2_592_000, description="How long the secret before a rotation signs too, in seconds."
+    )
+    webhook_dead_in_row_max: int = Field(
+        3, ge=1, le=1_000, description="Messages given up in a row (count) before a webhook is disabled."
+    )
+    webhook_deliveries_keep_days: int = Field(
+        30, ge=1, le=3_650, description="How long what was delivered is listed, in days; dead letters stay."
     )
 
     # ---- the log
@@ -155,10 +230,32 @@ class Settings(BaseSettings):
             raise ValueError("a JWKS URL starts with https:// (or http:// inside one host)")
         return url
 
+    @field_validator("kafka_options")
+    @classmethod
+    def _object(cls, options: SecretStr | None) -> SecretStr | None:
+        if options is not None:
+            try:
+                found = json.loads(options.get_secret_value())
+            except ValueError:
+                found = None
+            if not isinstance(found, dict) or not all(isinstance(v, str | int | bool) for v in found.values()):
+                raise ValueError("Kafka options are a JSON object of texts, numbers, true and false")
+        return options
+
     @property
     def log_key_path(self) -> Path:
         """Locate the key that signs checkpoints."""
         return self.log_key_file or self.data_dir / "keys" / "log.key"
+
+    @property
+    def webhook_key_path(self) -> Path:
+        """Locate the master key of webhook secrets."""
+        return self.webhook_key_file or self.data_dir / "keys" / "webhooks.key"
+
+    @property
+    def webhook_retry_delays(self) -> list[float]:
+        """Give the pauses between attempts, in seconds."""
+        return [float(delay) for delay in self.webhook_retry_delays_s.split(",")]
 
     @property
     def issuer_key_path(self) -> Path:

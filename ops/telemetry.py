@@ -161,6 +161,22 @@ FOLLOWER_FAILURES = Counter(
     "soma_follower_failures", "Times a follower had to start over, by code.", ["follower", "code"], registry=REGISTRY
 )
 
+INGEST_MESSAGES = Counter(
+    "soma_ingest_messages",
+    "Messages taken from a topic: inserted, duplicate or dead_letter.",
+    ["topic", "outcome"],
+    registry=REGISTRY,
+)
+INGEST_LAG = Gauge(
+    "soma_ingest_lag_messages", "Messages of a topic that were not taken yet.", ["topic"], registry=REGISTRY
+)
+DEAD_LETTERS = Counter(
+    "soma_dead_letters",
+    "Letters kept, each sighting counted, by who could not take them and why.",
+    ["source", "code"],
+    registry=REGISTRY,
+)
+
 HTTP_REQUESTS = Counter(
     "soma_http_requests",
     "Requests by route, method and status.",
@@ -211,6 +227,27 @@ RELAY_RECORDS = Counter(
 RELAY_TRANSACTIONS = Counter("soma_relay_transactions", "Kafka transactions committed.", registry=REGISTRY)
 RELAY_ABORTS = Counter(
     "soma_relay_aborts", "Kafka transactions given up, by code.", ["code"], registry=REGISTRY
+)
+
+FEED_SUBSCRIBERS = Gauge("soma_feed_subscribers", "Feeds that are open now.", registry=REGISTRY)
+FEED_RECORDS = Counter("soma_feed_records", "Records sent on feeds.", registry=REGISTRY)
+FEED_ENDS = Counter("soma_feed_ends", "Feeds that ended, by reason.", ["reason"], registry=REGISTRY)
+
+WEBHOOK_ATTEMPTS = Counter(
+    "soma_webhook_attempts", "Messages sent to webhooks, by outcome.", ["outcome"], registry=REGISTRY
+)
+WEBHOOK_DEAD_LETTERS = Counter(
+    "soma_webhook_dead_letters", "Messages given up after the last attempt.", registry=REGISTRY
+)
+WEBHOOK_SECONDS = Histogram(
+    "soma_webhook_seconds", "Time of one attempt to deliver.", buckets=_FAST_S, registry=REGISTRY
+)
+WEBHOOK_LAG_RECORDS = Gauge(
+    "soma_webhook_lag_records", "Records the webhook that is furthest behind has to pass.", registry=REGISTRY
+)
+
+ENGINE_RESTARTS = Counter(
+    "soma_engine_restarts", "Times the embedded ClickHouse engine had to be started again.", registry=REGISTRY
 )
 
 

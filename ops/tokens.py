@@ -93,6 +93,11 @@ class TokenGate:
         known = self._known.get(token)
         return known[0] if known is not None and time.time() < known[1] else None
 
+    def expires_at(self, token: str) -> float:
+        """Give the moment, in seconds since 1970, at which a token that was verified expires; 0 for any other."""
+        known = self._known.get(token)
+        return known[1] if known is not None else 0.0
+
     def verify(self, token: str) -> Caller:
         """Check a token. With an outside issuer this may fetch its keys, so call it off the event loop.
 

@@ -166,9 +166,9 @@ def _code(kind: str, where: str) -> str:
 class MeterUsage(Command):
     """Take readings in. Each stands for itself: what is wrong with one is no fault of its neighbours."""
 
-    readings: list[Annotated[Reading | Flaw, PlainValidator(read_reading, json_schema_input_type=Reading)]] = (
-        Field(min_length=1, max_length=READINGS_MAX)
-    )
+    readings: list[
+        Annotated[Reading | Flaw, PlainValidator(read_reading, json_schema_input_type=Reading)]
+    ] = Field(min_length=1, max_length=READINGS_MAX)
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -268,7 +268,9 @@ def _check_same(known: Usage, metered: Usage.Metered) -> None:
     differing = [name for name in fields if getattr(known, name) != getattr(metered, name)]
     if differing:
         raise UsageConflictError(
-            f"{known.id} was taken before with another {', '.join(differing)}", id=known.id, differing=differing
+            f"{known.id} was taken before with another {', '.join(differing)}",
+            id=known.id,
+            differing=differing,
         )
 
 

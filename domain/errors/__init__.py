@@ -19,6 +19,7 @@ imports from here, so that a class can move between them.
 """
 
 from domain.errors.families import *
+from domain.errors.feeds import *
 from domain.errors.log import *
 from domain.errors.market import *
 from domain.errors.money import *

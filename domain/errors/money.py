@@ -55,3 +55,7 @@ class TransferNotFoundError(NotFoundError, code="transfer_not_found"):
 
 class SameAccountError(UnprocessableError, code="same_account"):
     """A transfer needs two different accounts."""
+
+
+class DecimalOverflowError(UnprocessableError, code="decimal_overflow"):
+    """An amount has more digits than the column it is to be kept in."""

@@ -25,6 +25,14 @@ class DatabaseStartError(UnavailableError, code="database_start_failed", status=
     """The embedded PostgreSQL did not start."""
 
 
+class EngineStartError(UnavailableError, code="engine_start_failed", status=503, retry=Retry.NEVER):
+    """The embedded ClickHouse engine did not start."""
+
+
+class ClickHouseRefusedError(UnavailableError, code="clickhouse_refused", status=503, retry=Retry.NEVER):
+    """ClickHouse refused a statement of the service."""
+
+
 class SettingsInvalidError(InvalidError, code="invalid_settings"):
     """A setting has a value that is not allowed."""
 

@@ -26,10 +26,11 @@ CREATE TABLE IF NOT EXISTS soma.records (
     record      String CODEC(ZSTD(3)),
     INDEX by_position position TYPE minmax GRANULARITY 1,
     INDEX by_address address TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX by_stream stream TYPE bloom_filter(0.01) GRANULARITY 1
+    INDEX by_stream stream TYPE bloom_filter(0.01) GRANULARITY 1,
+    INDEX by_kind kind TYPE set(32) GRANULARITY 1
 ) ENGINE = ReplacingMergeTree
 PARTITION BY toYYYYMM(at)
-ORDER BY (tenant, type, position)
+ORDER BY (tenant, type, at, position)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
 -- What happened to a thing, in order: a record appears under every subject it is about.
@@ -86,7 +87,7 @@ CREATE TABLE IF NOT EXISTS soma.accounts (
     address   FixedString(64),
     at        DateTime64(6, 'UTC')
 ) ENGINE = ReplacingMergeTree
-ORDER BY (account, position, leg)
+ORDER BY (tenant, account, position, leg)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
 -- One row a step of a hold: op is hold, post, void or expire. Only `hold` says the account and the amount reserved;
@@ -129,7 +130,8 @@ CREATE TABLE IF NOT EXISTS soma.entries_daily (
 ORDER BY (tenant, account, currency, day)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
--- One row a usage reading. The hour is that of the use, not of the record; `at` is when it was recorded.
+-- One row a usage reading. The hour is that of the use, not of the record; `at` is when it was recorded. A latency that
+-- was not measured is null, not zero.
 CREATE TABLE IF NOT EXISTS soma.usage (
     position      UInt64 CODEC(Delta, ZSTD(1)),
     address       FixedString(64),
@@ -148,7 +150,7 @@ CREATE TABLE IF NOT EXISTS soma.usage (
     tokens_in     UInt64,
     tokens_out    UInt64,
     tokens_cached UInt64,
-    latency_ms    UInt64,
+    latency_ms    Nullable(UInt64),
     cost          Decimal(38, 9),
     currency      LowCardinality(String),
     INDEX by_position position TYPE minmax GRANULARITY 1
@@ -158,6 +160,7 @@ ORDER BY (tenant, provider, model, hour, position)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
 -- Hours of usage, recomputed and replaced; what forecasts are fed with. currency is empty where no cost was stated.
+-- timed counts the requests whose latency was measured: latency_ms is the sum over those.
 CREATE TABLE IF NOT EXISTS soma.usage_hourly (
     tenant        LowCardinality(String),
     provider      LowCardinality(String),
@@ -170,6 +173,7 @@ CREATE TABLE IF NOT EXISTS soma.usage_hourly (
     tokens_in     UInt64,
     tokens_out    UInt64,
     tokens_cached UInt64,
+    timed         UInt64,
     latency_ms    UInt64,
     latency_max   UInt64,
     cost          Decimal(76, 9),
@@ -180,7 +184,7 @@ CREATE TABLE IF NOT EXISTS soma.usage_hourly (
 ORDER BY (tenant, provider, model, currency, hour)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
--- Offers as they were listed and changed; empty and zero where the event does not say.
+-- Offers as they were listed and changed. `said` names the columns that the event states; the others are empty or zero.
 CREATE TABLE IF NOT EXISTS soma.offer_events (
     offer_id     String,
     position     UInt64,
@@ -189,18 +193,20 @@ CREATE TABLE IF NOT EXISTS soma.offer_events (
     tenant       LowCardinality(String),
     event        LowCardinality(String),
     version      UInt64,
+    said         Array(LowCardinality(String)),
     seller       String,
     modality     LowCardinality(String),
     tasks        Array(LowCardinality(String)),
     price        Decimal(38, 9),
     currency     LowCardinality(String),
-    quality      Decimal(18, 6),
+    quality_ppm  UInt32,
     sample_count UInt64
 ) ENGINE = ReplacingMergeTree
-ORDER BY (offer_id, position)
+ORDER BY (tenant, offer_id, position)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
--- Intents and what became of them: opened, amended, matched, match_failed, cancelled, closed, expired.
+-- Intents and what became of them: opened, amended, matched, match_failed, cancelled, closed, expired. `said` names the
+-- columns that the event states; a budget that is stated and null is unlimited.
 CREATE TABLE IF NOT EXISTS soma.intent_events (
     intent_id   String,
     position    UInt64,
@@ -208,12 +214,14 @@ CREATE TABLE IF NOT EXISTS soma.intent_events (
     at          DateTime64(6, 'UTC'),
     tenant      LowCardinality(String),
     event       LowCardinality(String),
+    version     UInt64,
+    said        Array(LowCardinality(String)),
     task        LowCardinality(String),
-    budget      Decimal(38, 9),
+    budget      Nullable(Decimal(38, 9)),
     currency    LowCardinality(String),
     contract_id String
 ) ENGINE = ReplacingMergeTree
-ORDER BY (intent_id, position)
+ORDER BY (tenant, intent_id, position)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
 -- How many offers each matching passed over, by reason; outcome is matched or failed.
@@ -227,10 +235,11 @@ CREATE TABLE IF NOT EXISTS soma.rejections (
     outcome   LowCardinality(String),
     offers    UInt64
 ) ENGINE = ReplacingMergeTree
-ORDER BY (position, reason)
+ORDER BY (tenant, position, reason)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
--- Contracts and their money: created, escrow_funded, bound_to_round, round_completed, escrow_released and so on.
+-- Contracts and their money: created, escrow_funded, bound_to_round, round_completed, escrow_released and so on. detail
+-- is the round id a match was for, the round that took it on, the dispute, or the reason of a refund.
 CREATE TABLE IF NOT EXISTS soma.contract_events (
     contract_id String,
     position    UInt64,
@@ -238,14 +247,16 @@ CREATE TABLE IF NOT EXISTS soma.contract_events (
     at          DateTime64(6, 'UTC'),
     tenant      LowCardinality(String),
     event       LowCardinality(String),
+    version     UInt64,
     intent_id   String,
     amount      Decimal(38, 9),
     currency    LowCardinality(String),
     offers      UInt32,
     fee_ppm     UInt32,
+    detail      String,
     expires_at  Nullable(DateTime64(6, 'UTC'))
 ) ENGINE = ReplacingMergeTree
-ORDER BY (contract_id, position)
+ORDER BY (tenant, contract_id, position)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;
 
 -- What sellers were paid out of escrow, and the fee taken; tenant is the seller.
@@ -266,9 +277,9 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_dedupl
 
 -- Up to which position each projection is complete: the first position that is not in it yet.
 CREATE TABLE IF NOT EXISTS soma.watermarks (
-    projection LowCardinality(String),
+    `projection` LowCardinality(String),
     position   UInt64,
     written_at DateTime64(6, 'UTC') DEFAULT now64(6)
 ) ENGINE = ReplacingMergeTree(written_at)
-ORDER BY projection
+ORDER BY `projection`
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 0;

@@ -27,6 +27,8 @@ PROMISE = "Everything below was computed or run for real; no mocks, no invented 
 # One outside library, one door: the modules that may import it. A library that is not here may not be imported.
 DOORS: dict[str, tuple[str, ...]] = {
     "confluent_kafka": ("ops.kafka",),
+    "chdb": ("ops.engine.*",),
+    "clickhouse_connect": ("ops.clickhouse",),
     "cryptography": ("domain.log.*", "domain.trust*", "ops.keys*", "ops.tokens*"),
     "eventsourcing": ("ops.*",),
     "fastapi": ("api.*",),
@@ -37,7 +39,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "obstore": ("ops.*",),
     "orjson": ("*",),
     "prometheus_client": ("ops.telemetry",),
-    "psutil": ("ops.embedded",),
+    "psutil": ("ops.embedded", "ops.engine.process"),
+    "pyarrow": ("ops.*", "projections.*"),
     "psycopg": ("ops.*",),
     "psycopg_pool": ("ops.*",),
     "pydantic": ("*",),
@@ -47,10 +50,11 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rich": ("api.*",),
     "scipy": ("domain.market.*", "domain.forecast*", "domain.memory*"),
     "sklearn": ("api.demo*", "ops.*"),
-    "starlette": ("api.*",),
+    "starlette": ("api.*", "ops.engine.*"),
     "structlog": ("ops.*", "projections.*", "api.*"),
     "typer": ("api.cli*",),
-    "uvicorn": ("api.*",),
+    "urllib3": ("ops.clickhouse",),
+    "uvicorn": ("api.*", "ops.engine.*"),
 }
 
 # These read or pass on the environment; everybody else is handed a Settings object.

@@ -1,0 +1,173 @@
+"""Usage over HTTP: readings in, one by one or by the thousand, and the list of what was taken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import Field, ValidationError
+
+from api.http import (
+    WRITE_PROBLEMS,
+    AsOf,
+    Cursor,
+    Envelope,
+    Id,
+    JsonRoute,
+    Limit,
+    Open,
+    Sent,
+    Who,
+    answers,
+    before_of,
+    json_bytes,
+    json_response,
+    lists,
+    object_of,
+    page,
+    parse_json,
+    reads,
+    sees_all,
+)
+from api.routes.market import show
+from domain.billing.usage import READINGS_MAX, Metered, MeterUsage, Reading, Usage, meter_usage
+from domain.errors import ForbiddenError, InvalidCursorError, UsageNotFoundError
+from domain.ledger import Answer, Caller
+from domain.values import Tenant
+from ops.runtime import Runtime
+
+router = APIRouter(prefix="/v1", tags=["usage"], route_class=JsonRoute)
+
+# Readings of one command: what is decided at once keeps the loop for some ten milliseconds.
+PART = 1_000
+
+_answers = msgspec.json.Decoder(Metered)
+
+BODY = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["readings"],
+    "properties": {
+        "readings": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": READINGS_MAX,
+            "items": Reading.model_json_schema(),
+        }
+    },
+}
+REJECTED = object_of(index="integer", code="string", detail="string")
+COUNTED = object_of(
+    inserted="integer",
+    duplicates="integer",
+    rejected={"type": "array", "items": REJECTED},
+    receipt={"$ref": "#/components/schemas/Receipt"},
+)
+
+
+class UsagePart(MeterUsage):
+    """A part of what was sent, and of how much: a key used again for something else is seen in every part."""
+
+    part: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+async def _command(request: Request) -> MeterUsage:
+    """Read the readings in a thread: thousands of them would keep everybody else waiting."""
+    return await asyncio.to_thread(_read, await json_bytes(request))
+
+
+def _read(data: bytes) -> MeterUsage:
+    try:
+        return MeterUsage.model_validate(parse_json(data))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from error
+
+
+@router.post(
+    "/usage",
+    responses=answers(COUNTED, WRITE_PROBLEMS),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": BODY}}}},
+)
+async def meter(
+    command: Annotated[MeterUsage, Depends(_command)], opened: Open, who: Who, sent: Sent
+) -> Response:
+    """Take usage readings in, 1 to 10,000; say how many were new, how many known, and which were rejected."""
+    parts = _parts(command)
+    taken = await asyncio.gather(
+        *(_take(opened, who, sent, part) for part in parts), return_exceptions=True
+    )
+    for outcome in taken:
+        if isinstance(outcome, BaseException):
+            # What the other parts took stays taken; whoever sends all of it again hears of duplicates.
+            raise outcome
+    return json_response(_summed([outcome for outcome in taken if isinstance(outcome, Answer)]))
+
+
+def _parts(command: MeterUsage) -> list[UsagePart]:
+    readings = command.readings
+    return [
+        UsagePart(readings=readings[start : start + PART], part=start // PART, count=len(readings))
+        for start in range(0, len(readings), PART)
+    ]
+
+
+async def _take(opened: Runtime, who: Caller, sent: Envelope, part: UsagePart) -> Answer:
+    key = sent.key
+    if key is not None and part.part:
+        key = f"{sha256(key.encode()).hexdigest()}-{part.part}"
+    return await opened.ledger.act(meter_usage, part, who, key=key, correlation=sent.correlation)
+
+
+def _summed(taken: Sequence[Answer]) -> dict[str, Any]:
+    counted = [_answers.decode(answer.body) for answer in taken]
+    positions = [answer.position for answer in taken if answer.position is not None]
+    return {
+        "inserted": sum(one.inserted for one in counted),
+        "duplicates": sum(one.duplicates for one in counted),
+        "rejected": [
+            {"index": number * PART + bad.index, "code": bad.code, "detail": bad.detail}
+            for number, one in enumerate(counted)
+            for bad in one.rejected
+        ],
+        "receipt": {
+            "position": min(positions, default=None),
+            "event_count": sum(answer.event_count for answer in taken),
+            "repeated": all(answer.repeated for answer in taken),
+        },
+    }
+
+
+@router.get("/usage", responses=lists(Usage))
+async def list_usage(
+    opened: Open,
+    who: Who,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+    tenant: Annotated[
+        Tenant | None, Query(description="Whose, for those who see all; the caller's without it.")
+    ] = None,
+) -> Response:
+    """List the usage of one tenant, the latest taken first; each with its position in the log."""
+    if tenant not in (None, who.tenant) and not sees_all(who):
+        raise ForbiddenError("only operators and auditors see the usage of other tenants")
+    before = before_of(cursor)
+    if before is not None and not (before.isdigit() and len(before) < 19):
+        raise InvalidCursorError
+    items = await opened.reader.usage(
+        tenant or who.tenant, before=None if before is None else int(before), limit=limit + 1
+    )
+    return json_response(page(items, limit, "position"))
+
+
+@router.get("/usage/{usage_id}", responses=reads(Usage))
+async def get_usage(usage_id: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
+    """Show a reading as it was taken."""
+    return await show(opened, who, Usage, usage_id, UsageNotFoundError, as_of)
