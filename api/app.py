@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import openapi, problems
-from api.routes import log as log_routes
 from api.routes import dead_letters, feeds, market, money, system, training, usage, webhooks
+from api.routes import log as log_routes
 from domain.errors import BodyTooLargeError
 from ops import telemetry
+from ops.keys_webhooks import WebhookKeys
 from ops.listen import Listener
 from ops.runtime import open_runtime
 from ops.settings import Settings
@@ -66,6 +67,7 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
     )
     issuer = LocalIssuer(settings)
     app.state.settings = settings
+    app.state.webhook_keys = WebhookKeys.open(settings.webhook_key_path)
     app.state.issuer = issuer
     app.state.tokens = TokenGate(settings, issuer)
     for router in ROUTERS:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from api.cli_follow import follow, rebuild
 from api.cli_dead_letters import dead_letters_app
+from api.cli_follow import follow, rebuild
 from api.cli_log import audit_app, ledger_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
@@ -299,14 +299,18 @@ def docs(
         Path | None, typer.Option(help="Directory to write to; docs/reference of this tree otherwise.")
     ] = None,
 ) -> None:
-    """Print the references - errors, events, settings, OpenAPI, HTTP, command line - from the code."""
+    """Print the references - errors, events, settings, OpenAPI, AsyncAPI, HTTP, command line - from the code."""
+    from api import asyncapi
+    from api.app import VERSION
     from api.reference import written_pages
 
-    target = out or Path(__file__).resolve().parent.parent / "docs" / "reference"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in written_pages().items():
-        (target / name).write_text(text, encoding="utf-8")
-        print(target / name, file=sys.stderr)
+    tree = Path(__file__).resolve().parent.parent / "docs"
+    pages = {(out or tree / "reference") / name: text for name, text in written_pages().items()}
+    pages[(out or tree) / "asyncapi.yaml"] = asyncapi.page(VERSION)
+    for path, text in pages.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path, file=sys.stderr)
 
 
 def words() -> list[Word]:

@@ -56,9 +56,7 @@ def list_letters(
     table = Table("id", "topic", "place", "code", "detail", "attempts", "state", box=None)
     for one in found:
         place = f"{one.partition}/{one.offset}"
-        table.add_row(
-            str(one.id), one.topic, place, one.code, one.detail[:80], str(one.attempts), one.state
-        )
+        table.add_row(str(one.id), one.topic, place, one.code, one.detail[:80], str(one.attempts), one.state)
     Console(highlight=False, markup=False).print(table)
 
 

@@ -7,7 +7,7 @@ out one after the other, in a thread of its own; who needs two at once opens two
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -91,8 +91,26 @@ class ClickHouse:
         Errors: unavailable, clickhouse_refused.
         """
         return await self._do(
-            lambda client: [tuple(row) for row in client.query(sql, parameters=_given(parameters)).result_rows]
+            lambda client: [
+                tuple(row) for row in client.query(sql, parameters=_given(parameters)).result_rows
+            ]
         )
+
+    async def blocks(
+        self, sql: str, parameters: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[list[tuple[Any, ...]], None]:
+        """Read an answer block by block, as the reader asks for them.
+
+        Errors: unavailable, clickhouse_refused.
+        """
+        stream = await self._do(
+            lambda client: client.query_row_block_stream(sql, parameters=_given(parameters)).__enter__()
+        )
+        try:
+            while (block := await self._do(lambda _client: next(iter(stream), None))) is not None:
+                yield [tuple(row) for row in block]
+        finally:
+            await self._do(lambda _client: stream.__exit__(None, None, None))
 
     async def arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Read an answer as columns.
@@ -107,6 +125,13 @@ class ClickHouse:
         Errors: unavailable (whether they are there is not known), clickhouse_refused.
         """
         await self._do(lambda client: client.insert_arrow(table, rows, settings=_known(client, ONE_PART)))
+
+    async def recompute(self, sql: str) -> None:
+        """Carry out an `INSERT ... SELECT` under the same settings; doing it twice must change nothing.
+
+        Errors: unavailable (whether it is done is not known), clickhouse_refused.
+        """
+        await self._do(lambda client: client.command(sql, settings=_known(client, ONE_PART)))
 
     async def close(self) -> None:
         """Let go of the connection; a call that runs is finished first."""

@@ -2,7 +2,8 @@
 
 The rules are those of `ops/migrate.py`, with two differences that ClickHouse asks for. Its DDL knows no transactions,
 so a file that failed half-way is run again from its first statement, and every statement must bear that (`IF NOT
-EXISTS`, `OR REPLACE`). And it has no advisory locks: two migrators at once do the same work twice, which changes nothing.
+EXISTS`, `OR REPLACE`). And it has no advisory locks: two migrators at once do the same work twice, and change nothing
+by it.
 
 Files name plain engines (`ENGINE = ReplacingMergeTree`). With `clickhouse_cluster` set, tables become Replicated ones
 made ON CLUSTER, with the paths of the server's defaults. That covers one shard of many replicas. It was written after

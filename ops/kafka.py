@@ -247,6 +247,7 @@ class TransactionalProducer:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._producer = Producer(options)
+        self._is_open = False
         try:
             _patiently(lambda: self._producer.init_transactions(ANSWER_S_MAX), COMMIT_S_MAX)
         except LedgerError:
@@ -258,6 +259,7 @@ class TransactionalProducer:
 
         Errors: broker_unavailable, relay_fenced.
         """
+        self._is_open = True
         _patiently(self._producer.begin_transaction, 0)
 
     def send(self, messages: Iterable[Message]) -> int:
@@ -282,8 +284,14 @@ class TransactionalProducer:
         return count
 
     def flush(self) -> None:
-        """Wait until the brokers hold everything that was sent, or the time is up; commit tells which."""
-        self._producer.flush(ANSWER_S_MAX)
+        """Wait until the brokers hold everything that was sent, or the time is up; commit tells which.
+
+        Errors: broker_refused, broker_unavailable, relay_fenced.
+        """
+        try:
+            self._producer.flush(ANSWER_S_MAX)
+        except KafkaException as error:
+            raise told(error, "what was sent did not arrive") from error
 
     def commit(self) -> None:
         """Commit, and wait for it; after broker_unavailable it is open whether it happened.
@@ -291,17 +299,21 @@ class TransactionalProducer:
         Errors: broker_refused, broker_unavailable, relay_fenced.
         """
         _patiently(lambda: self._producer.commit_transaction(ANSWER_S_MAX), COMMIT_S_MAX)
+        self._is_open = False
 
     def abort(self) -> None:
         """Give up what was begun, as far as that can be done from here; readers go on past it at once."""
+        self._is_open = False
         with suppress(KafkaException):
             self._producer.abort_transaction(ABORT_S_MAX)
 
     def close(self) -> None:
-        """Let go; nothing of what is unsent is kept."""
-        with suppress(KafkaException, RuntimeError):
-            self._producer.purge()
-            self._producer.close()
+        """Let go; nothing of what is unsent or uncommitted is kept."""
+        if self._is_open:
+            self.abort()
+        self._producer.purge()
+        # The library's own close gives up a transaction a second time, and warns where that cannot be done.
+        del self._producer
 
 
 class CommittedReader:
@@ -368,6 +380,14 @@ class CommittedReader:
         Errors: broker_refused, broker_unavailable.
         """
         return {number: _ends(self._consumer, self.topic, number)[1] for number in self._assigned()}
+
+    def lag(self) -> int:
+        """Count the messages that were not read yet, as the latest answers of the brokers told; nothing is asked."""
+        count = 0
+        for number, offset in self.next_offsets().items():
+            known = self._consumer.get_watermark_offsets(TopicPartition(self.topic, number), cached=True)
+            count += max(0, known[1] - offset) if known else 0
+        return count
 
     def keep(self, offsets: Mapping[int, int]) -> None:
         """Keep offsets with the group, for owners who keep them nowhere else.

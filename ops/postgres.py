@@ -19,8 +19,10 @@ from domain.errors import UnavailableError
 SERVICE_ROLE = "soma_service"
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_MS = 30_000
+RECONCILE_TIMEOUT_MS = 3_600_000
 
 _WRITER = f"-c role={SERVICE_ROLE} -c lock_timeout=30s -c idle_in_transaction_session_timeout=60s"
+_RECONCILER = f"-c role={SERVICE_ROLE} -c statement_timeout={RECONCILE_TIMEOUT_MS}"
 _READER = f"-c role={SERVICE_ROLE} -c statement_timeout={READ_TIMEOUT_MS}"
 
 
@@ -32,6 +34,11 @@ def connect_writer(url: str) -> psycopg.Connection[Any]:
 def connect_owner(url: str) -> psycopg.Connection[Any]:
     """Open a connection with the rights of whoever owns the tables."""
     return psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S)
+
+
+def connect_reconciler(url: str) -> psycopg.Connection[Any]:
+    """Open a connection for statements that read the whole log."""
+    return psycopg.connect(url, autocommit=True, options=_RECONCILER, connect_timeout=CONNECT_TIMEOUT_S)
 
 
 async def connect_listener(url: str) -> psycopg.AsyncConnection[Any]:

@@ -195,6 +195,15 @@ class LogReader:
         )
         return [Stored(*row) for row in rows]
 
+    async def firsts(self, streams: Sequence[str]) -> list[Stored]:
+        """Read the first record of each of some streams."""
+        rows = await self._all(
+            "SELECT position, address, record FROM events WHERE stream = ANY(%s) AND version = 1"
+            " ORDER BY position",
+            list(streams),
+        )
+        return [Stored(*row) for row in rows]
+
     async def kinds(self, kinds: Sequence[str], *, after: int, size: int, limit: int) -> list[Stored]:
         """Read the records of all streams of some kinds, after a position, in the log of a size."""
         rows = await self._all(

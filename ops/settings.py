@@ -116,6 +116,25 @@ class Settings(BaseSettings):
         le=65_535,
         description="Port of its own for SQL, for tools that want a bare host; it is at /clickhouse in any case.",
     )
+    sql_concurrency_max: int = Field(
+        8, ge=1, le=200, description="SQL statements at once (count); one tenant may take half of them."
+    )
+    sql_time_s_max: int = Field(30, ge=1, le=600, description="Longest run of one SQL statement, in seconds.")
+    sql_rows_max: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="Most rows in the answer to one SQL statement (count)."
+    )
+    sql_memory_bytes_max: int = Field(
+        1_000_000_000,
+        ge=10_000_000,
+        le=100_000_000_000,
+        description="Most memory of one SQL statement, in bytes.",
+    )
+    sql_result_bytes_max: int = Field(
+        500_000_000,
+        ge=10_000,
+        le=100_000_000_000,
+        description="Largest answer to one SQL statement, in bytes.",
+    )
     body_bytes_max: int = Field(
         2_000_000, ge=1_024, le=100_000_000, description="Largest request body, in bytes."
     )
@@ -140,10 +159,16 @@ class Settings(BaseSettings):
         32, ge=1, le=100_000, description="Open feeds of one tenant at one process (count) before 429."
     )
     feed_buffer_records_max: int = Field(
-        2_000, ge=10, le=1_000_000, description="Records waiting for one feed (count) before it is closed as slow."
+        2_000,
+        ge=10,
+        le=1_000_000,
+        description="Records waiting for one feed (count) before it is closed as slow.",
     )
     feed_buffer_bytes_max: int = Field(
-        4_000_000, ge=100_000, le=1_000_000_000, description="Bytes waiting for one feed before it is closed as slow."
+        4_000_000,
+        ge=100_000,
+        le=1_000_000_000,
+        description="Bytes waiting for one feed before it is closed as slow.",
     )
     feed_heartbeat_s: float = Field(
         15.0, gt=0, le=300, description="A quiet feed says so much apart that it is alive, in seconds."
@@ -238,7 +263,9 @@ class Settings(BaseSettings):
                 found = json.loads(options.get_secret_value())
             except ValueError:
                 found = None
-            if not isinstance(found, dict) or not all(isinstance(v, str | int | bool) for v in found.values()):
+            if not isinstance(found, dict) or not all(
+                isinstance(v, str | int | bool) for v in found.values()
+            ):
                 raise ValueError("Kafka options are a JSON object of texts, numbers, true and false")
         return options
 

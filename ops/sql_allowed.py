@@ -153,6 +153,17 @@ COMBINED_MAX = 3
 
 # Functions that take a table on their right; a name there is a reference to a table.
 IN_FUNCTIONS = frozenset({"in", "notin", "globalin", "globalnotin"})
+# Functions whose first argument may be another function: with more than one argument it must be a lambda, written out.
+# The engine takes a bare name there for a function, and would call it without our having seen a call.
+HIGHER_ORDER = frozenset(
+    word.lower()
+    for word in """
+    arrayAll arrayAvg arrayCompact arrayCount arrayCumSum arrayCumSumNonNegative arrayDifference arrayExists arrayFill
+    arrayFilter arrayFirst arrayFirstIndex arrayFirstOrNull arrayLast arrayLastIndex arrayLastOrNull arrayMap arrayMax
+    arrayMin arrayProduct arrayReverseFill arrayReverseSort arrayReverseSplit arraySort arraySplit arraySum
+    mapApply mapExists mapFilter mapReverseSort mapSort
+    """.split()
+)
 # Functions that take the name of a type: at which place it must stand, as a literal.
 TYPE_ARGUMENT = {"cast": 1, "accuratecast": 1, "accuratecastornull": 1, "jsonextract": -1}
 # Functions whose answer would tell of the server or of the account behind us.
@@ -169,6 +180,18 @@ ANSWERED: Mapping[str, str] = {
     "hostname": "soma-ledger",
     "queryid": "",
 }
+
+# Functions that are permitted only as calls we can look into. As a bare name the engine might take one for a function,
+# or let an alias stand for it; the same holds for every function of its catalogue that is not permitted.
+CALLED_ONLY = (
+    IN_FUNCTIONS
+    | frozenset(TYPE_ARGUMENT)
+    | frozenset(
+        {"exists", "format", "lambda", "currentdatabase", "currentuser", "displayname", "hostname", "queryid"}
+    )
+)
+# Not offered, and harmless: names that columns have.
+HARMLESS_NAMES = frozenset({"tokens", "port", "digits", "stem", "bin", "partitionid", "svg", "nested"})
 
 # --------------------------------------------------------------------------- types
 
@@ -195,11 +218,8 @@ SETTINGS: Mapping[str, frozenset[str] | tuple[int, int | None]] = {
     "group_by_use_nulls": SWITCH,
     "join_use_nulls": SWITCH,
     "union_default_mode": frozenset({"", "ALL", "DISTINCT"}),
-    "count_distinct_implementation": frozenset({"uniq", "uniqExact", "uniqCombined", "uniqHLL12"}),
     "date_time_output_format": frozenset({"simple", "iso", "unix_timestamp"}),
-    "date_time_input_format": frozenset({"basic", "best_effort"}),
     "extremes": SWITCH,
-    "totals_mode": frozenset({"before_having", "after_having_exclusive", "after_having_inclusive"}),
     "format_csv_delimiter": frozenset({",", ";", "|", "\t"}),
     "output_format_csv_crlf_end_of_line": SWITCH,
     "output_format_tsv_crlf_end_of_line": SWITCH,
@@ -229,7 +249,7 @@ IGNORED_SETTINGS = _words("""
     http_write_exception_in_output_format http_make_head_request add_http_cors_header client_protocol_version
     log_comment cast_string_to_dynamic_use_inference input_format_native_allow_types_conversion
     output_format_native_write_json_as_string output_format_native_use_flattened_dynamic_and_json_serialization
-    allow_experimental_analyzer enable_analyzer
+    allow_experimental_analyzer enable_analyzer date_time_input_format
 """)
 
 # --------------------------------------------------------------------------- formats

@@ -20,6 +20,7 @@ CODES: Mapping[int, tuple[str, int]] = {
     452: ("SETTING_CONSTRAINT_VIOLATION", 403),
     456: ("UNKNOWN_QUERY_PARAMETER", 400),
     497: ("ACCESS_DENIED", 403),
+    396: ("TOO_MANY_ROWS_OR_BYTES", 400),
     516: ("AUTHENTICATION_FAILED", 401),
 }
 
@@ -27,7 +28,9 @@ CODES: Mapping[int, tuple[str, int]] = {
 class SqlRefusal(Exception):
     """A statement was refused, by us or by the engine; it never ran or it stopped."""
 
-    def __init__(self, code: int, message: str, *, name: str | None = None, status: int | None = None) -> None:
+    def __init__(
+        self, code: int, message: str, *, name: str | None = None, status: int | None = None
+    ) -> None:
         super().__init__(message)
         known = CODES.get(code, ("", 400))
         self.code = code

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from ops.sql_allowed import (
     FORMATS,
     FUNCTIONS,
     FUNCTIONS_ANY_CASE,
+    HARMLESS_NAMES,
     IGNORED_SETTINGS,
     SETTINGS,
     SHOWN_SYSTEM_TABLES,
@@ -39,18 +40,18 @@ _NAME = r"(?:`(?P<{0}q>[A-Za-z]\w{{0,127}})`|\"(?P<{0}d>[A-Za-z]\w{{0,127}})\"|(
 _QUALIFIED = rf"(?:{_NAME.format('db')}\.)?{_NAME.format('table')}"
 _FLAGS = re.IGNORECASE | re.ASCII | re.DOTALL
 _TAIL = re.compile(r"\s+FORMAT\s+(\w{1,64})\s*$", _FLAGS)
-_DESCRIBE = re.compile(r"(?:DESCRIBE|DESC)(?:\s+TABLE)?(?=[\s(`\"])\s*(?P<rest>.+)", _FLAGS)
+_DESCRIBE = re.compile(rf"(?:DESCRIBE|DESC)\s+(?:TABLE\s+)?{_QUALIFIED}", _FLAGS)
 _EXISTS = re.compile(rf"EXISTS\s+(?:(?:TABLE|VIEW)\s+)?(?!DATABASE\s){_QUALIFIED}", _FLAGS)
-_QUALIFIED_NAME = re.compile(_QUALIFIED, _FLAGS)
+_COLUMNS_OF = """
+    SELECT name, type, '' AS default_type, '' AS default_expression, '' AS comment, '' AS codec_expression,
+           '' AS ttl_expression
+    FROM system.columns ORDER BY position"""
 _BEGINS_OTHERWISE = re.compile(r"(?:DESCRIBE|DESC|EXISTS)\b", _FLAGS)
 _TIMEZONE = re.compile(r"[A-Za-z0-9_/+-]{1,64}", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{1,9})?", re.ASCII)
 
 # Differences of a printed tree that change how it looks and not what it means.
 _COSMETIC = frozenset({"is_operator", "nulls_direction_was_explicitly_specified"})
-_EXPLAINED = frozenset({"EXPLAIN AST", "EXPLAIN SYNTAX"})
-_EXPLAINED_TO_ALL_READERS = frozenset({"EXPLAIN", "EXPLAIN PLAN", "EXPLAIN PIPELINE", "EXPLAIN ESTIMATE"})
-_OUTFILE = {"is_outfile_append": False, "is_outfile_truncate": False, "is_into_outfile_with_stdout": False}
 
 
 class Engine(Protocol):
@@ -61,6 +62,9 @@ class Engine(Protocol):
 
         A statement the engine cannot parse, or has no tree for, is a SqlRefusal.
         """
+
+    async def functions(self) -> Sequence[str]:
+        """List the names of all functions of the engine."""
 
     async def print(self, tree: str) -> tuple[str, str]:
         """Print a tree, and give the tree of what was printed."""
@@ -106,15 +110,15 @@ class Gate:
         self._engine = engine
         self._limits = limits
         self._shown: dict[str, Node] = {}
+        self._foreign: frozenset[str] = frozenset()
 
     async def check(self, statement: str, scope: Scope) -> Checked:
         """Permit a statement for a scope, or refuse it with a SqlRefusal.
 
-        Cost: two questions to the engine; two more for each system table the first time one is asked for.
+        Cost: two questions to the engine; a dozen more the first time.
         """
         text = _tidied(statement)
-        if not self._shown:
-            self._shown = await self._shown_tables()
+        await self._learn()
         if _BEGINS_OTHERWISE.match(text):
             return await self._described(text, scope)
         tree = await self._parsed(text)
@@ -122,8 +126,8 @@ class Gate:
         settings: dict[str, str] = {}
         for name, value in _popped_settings(tree):
             self.set(name, value, settings)
-        walk = Walk(scope, self._shown)
-        checked = _explained(tree, walk, scope) if tree.get("type") == "ExplainQuery" else _root(tree, walk)
+        walk = Walk(scope, self._shown, self._foreign)
+        checked = _root(tree, walk)
         return Checked(await self._printed(checked), form, settings, _shape(checked))
 
     def set(self, name: str, value: str, into: dict[str, str]) -> None:
@@ -176,41 +180,52 @@ class Gate:
             trees[name] = await self._parsed(text)
         return trees
 
+    async def _learn(self) -> None:
+        """Ask once what stays the same while the engine does."""
+        if self._foreign:
+            return
+        self._shown = await self._shown_tables()
+        known = {name.lower() for name in FUNCTIONS | AGGREGATES} | FUNCTIONS_ANY_CASE | AGGREGATES_ANY_CASE
+        catalogue = frozenset(name.lower() for name in await self._engine.functions())
+        self._foreign = catalogue - known - HARMLESS_NAMES
+
     # ------------------------------------------------------------------- statements the parser has no tree for
 
     async def _described(self, text: str, scope: Scope) -> Checked:
-        """Answer DESCRIBE and EXISTS, of which only the plainest forms are known here."""
+        """Answer DESCRIBE and EXISTS of a view by queries of ours; of other forms nothing is known here."""
         tail = _TAIL.search(text)
         form = format_name(tail[1] if tail else None)
         plain = text[: tail.start()] if tail else text
         if found := _EXISTS.fullmatch(plain):
-            tree = self._exists(_database(found), _named(found, "table"))
-            checked = _root(tree, Walk(scope, self._shown))
-            return Checked(await self._printed(checked), form, {}, _shape(checked))
-        found = _DESCRIBE.fullmatch(plain)
-        if found is None:
+            tree = _exists(_database(found), _named(found, "table"))
+        elif found := _DESCRIBE.fullmatch(plain):
+            tree = await self._columns_of(_database(found), _named(found, "table"))
+        else:
             raise denied("Only EXISTS and DESCRIBE of one view are allowed")
-        rest = found["rest"].strip()
-        name = _QUALIFIED_NAME.fullmatch(rest)
-        if name is not None:
-            rest = f"SELECT * FROM {_database(name)}.{_named(name, 'table')}"
-        elif not (rest.startswith("(") and rest.endswith(")")):
-            raise denied("DESCRIBE takes a view or a query in brackets")
-        inner = await self.check(rest, scope)
-        return Checked(f"DESCRIBE TABLE ({inner.sql})", form, {}, inner.shape)
+        checked = Walk(scope, self._shown, self._foreign).select(tree)
+        return Checked(await self._printed(checked), form, {}, _shape(checked))
 
-    def _exists(self, database: str, table: str) -> Node:
-        """Ask whether a view exists; of another database nothing does."""
-        where = [
-            function("equals", {"type": "Identifier", "name": "name"}, literal(table)),
-            function("equals", literal(database), literal(DATABASE)),
-        ]
-        tree = shown_names("tables", "name", where)
+    async def _columns_of(self, database: str, table: str) -> Node:
+        if database != DATABASE:
+            raise denied(f"Database {database} is not available here; views are in {DATABASE}")
+        tree = await self._parsed(_COLUMNS_OF)
         select = tree["list_of_selects"]["children"][0]
-        select.pop("order_by")
-        counted = function("toUInt8", function("greater", function("count"), literal(0))) | {"alias": "result"}
-        select["select"] = {"type": "ExpressionList", "children": [counted]}
+        select["where"] = function("equals", {"type": "Identifier", "name": "table"}, literal(table))
         return tree
+
+
+def _exists(database: str, table: str) -> Node:
+    """Ask whether a view exists; of another database nothing does."""
+    where = [
+        function("equals", {"type": "Identifier", "name": "name"}, literal(table)),
+        function("equals", literal(database), literal(DATABASE)),
+    ]
+    tree = shown_names("tables", "name", where)
+    select = tree["list_of_selects"]["children"][0]
+    select.pop("order_by")
+    counted = function("toUInt8", function("greater", function("count"), literal(0))) | {"alias": "result"}
+    select["select"] = {"type": "ExpressionList", "children": [counted]}
+    return tree
 
 
 _SWITCHED = {"true": "1", "false": "0"}
@@ -251,23 +266,24 @@ def _database(found: re.Match[str]) -> str:
 
 
 def _popped_format(tree: Node) -> str | None:
-    """Take the format off a statement, or off the one that is explained."""
-    names = []
-    for node in (tree, tree.get("query") if tree.get("type") == "ExplainQuery" else None):
-        if isinstance(node, dict) and (given := node.pop("format_ast", None)) is not None:
-            if not isinstance(given, dict) or given.keys() != {"type", "name"} or not isinstance(given["name"], str):
-                raise denied("FORMAT takes a name")
-            names.append(given["name"])
-    return names[0] if names else None
+    """Take the format off a statement."""
+    given = tree.pop("format_ast", None)
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.keys() != {"type", "name"} or not isinstance(given["name"], str):
+        raise denied("FORMAT takes a name")
+    return given["name"]
 
 
 def _popped_settings(tree: Node) -> list[tuple[str, str]]:
     """Take the settings off a statement and its outermost queries; deeper ones stay, and are refused."""
     given = [tree.pop("settings_ast", None)]
     if tree.get("type") == "SelectWithUnionQuery" and isinstance(tree.get("list_of_selects"), dict):
-        for select in tree["list_of_selects"].get("children", []):
-            if isinstance(select, dict) and select.get("type") == "SelectQuery":
-                given.append(select.pop("settings", None))
+        given += [
+            select.pop("settings", None)
+            for select in tree["list_of_selects"].get("children", [])
+            if isinstance(select, dict) and select.get("type") == "SelectQuery"
+        ]
     return [pair for each in given if each is not None for pair in _changes(each)]
 
 
@@ -294,7 +310,9 @@ def _root(tree: Node, walk: Walk) -> Node:
         case "ShowTablesQuery":
             return walk.select(_shown_list(tree))
         case kind:
-            raise denied(f"{str(kind)[:80]} is not allowed; statements read with SELECT, EXPLAIN, DESCRIBE and SHOW")
+            raise denied(
+                f"{str(kind)[:80]} is not allowed; statements read with SELECT, DESCRIBE, EXISTS and SHOW"
+            )
 
 
 def _shown_list(tree: Node) -> Node:
@@ -316,16 +334,6 @@ def _shown_list(tree: Node) -> Node:
     return shown_names(
         "databases" if given.get("databases") else "tables", "name", conditions, given.get("limit_length")
     )
-
-
-def _explained(tree: Node, walk: Walk, scope: Scope) -> Node:
-    """Check EXPLAIN. A plan tells of tables under the views and of their sizes, so not everybody is shown one."""
-    allowed = _EXPLAINED | (_EXPLAINED_TO_ALL_READERS if scope.tenant is None else frozenset())
-    if tree.get("kind") not in allowed:
-        raise denied(f"{str(tree.get('kind'))[:80]} is not allowed here")
-    if tree.keys() != {"type", "kind", "query", *_OUTFILE} or any(tree[key] is not False for key in _OUTFILE):
-        raise denied("EXPLAIN takes a query here, and no settings")
-    return {"type": "ExplainQuery", "kind": tree["kind"], "query": walk.select(tree["query"]), **_OUTFILE}
 
 
 # --------------------------------------------------------------------------- trees

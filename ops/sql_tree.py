@@ -19,11 +19,13 @@ from ops.sql_allowed import (
     AGGREGATES,
     AGGREGATES_ANY_CASE,
     ANSWERED,
+    CALLED_ONLY,
     COMBINATORS,
     COMBINED_MAX,
     DATABASE,
     FUNCTIONS,
     FUNCTIONS_ANY_CASE,
+    HIGHER_ORDER,
     IN_FUNCTIONS,
     PLAIN_SYSTEM_TABLES,
     SHOWN_SYSTEM_TABLES,
@@ -38,7 +40,7 @@ Node = dict[str, Any]
 Names = Mapping[str, str]
 
 DEPTH_MAX = 150
-NODES_MAX = 20_000
+NODES_MAX = 10_000
 NAME_CHARS_MAX = 256
 RESERVED = "__"
 SCOPED = "__scoped"
@@ -46,7 +48,9 @@ ROWS_ALL = 2**63 - 1
 
 _TABLE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,40}", re.ASCII)
-_TYPE_TOKEN = re.compile(r"\s*(?:([A-Za-z][A-Za-z0-9]*)|('(?:[^'\\]|\\['\\])*')|([(),=-])|([0-9]+))", re.ASCII)
+_TYPE_TOKEN = re.compile(
+    r"\s*(?:([A-Za-z][A-Za-z0-9]*)|('(?:[^'\\]|\\['\\])*')|([(),=-])|([0-9]+))", re.ASCII
+)
 _TYPE_CHARS_MAX = 1_000
 _COLUMN = re.compile(r"\s*[A-Za-z][A-Za-z0-9_]*\s+(.+)", re.ASCII | re.DOTALL)
 
@@ -61,9 +65,13 @@ class Scope:
 class Walk:
     """One walk over one statement."""
 
-    def __init__(self, scope: Scope, shown: Mapping[str, Node]) -> None:
+    def __init__(self, scope: Scope, shown: Mapping[str, Node], foreign: frozenset[str]) -> None:
+        """Begin a walk; `foreign` are the engine's functions that are not permitted, in small letters."""
+        if not foreign:
+            raise denied("The engine's catalogue of functions is not known")
         self._scope = scope
         self._shown = shown
+        self._foreign = foreign | CALLED_ONLY
         self._nodes = 0
         self._fresh = 0
         self._first_names: Names = {}
@@ -137,7 +145,7 @@ class Walk:
         if selects.keys() - _LIST_KEYS or selects.get("type") != "ExpressionList":
             raise denied("A list of queries is expected")
         kinds = NODES["SelectWithUnionQuery"]["list_of_selects"].kinds
-        queries = []
+        queries: list[Node] = []
         for each in selects["children"]:
             query = self._node(each, kinds, names, depth + 2)
             names = self._first_names if not queries and query["type"] == "SelectQuery" else names
@@ -159,7 +167,11 @@ class Walk:
 
     def _with(self, node: Any, names: Names, recursive: bool, depth: int) -> tuple[Node, Names]:
         """Check the elements of WITH in order; each knows those before it, and itself only if recursive."""
-        if not isinstance(node, dict) or node.keys() - _LIST_KEYS or not isinstance(node.get("children"), list):
+        if (
+            not isinstance(node, dict)
+            or node.keys() - _LIST_KEYS
+            or not isinstance(node.get("children"), list)
+        ):
             raise denied("A list after WITH is expected")
         if node.get("type") != "ExpressionList":
             raise denied("A list after WITH is expected")
@@ -240,33 +252,18 @@ class Walk:
         _check_function(name)
         low = name.lower()
         if low in IN_FUNCTIONS:
-            node = self._in(node, names)
+            node = _in(node)
         checked = self._plain(node, names, depth)
         given = checked.get("arguments", {}).get("children", [])
         if low == "exists" and [each["type"] for each in given] != ["Subquery"]:
             raise denied("EXISTS takes a subquery")
+        if low in HIGHER_ORDER and len(given) > 1 and given[0].get("name") != "lambda":
+            raise denied(f"{name} of several arguments takes a lambda first, such as x -> x + 1")
         if low in TYPE_ARGUMENT:
             _check_type_argument(name, given, TYPE_ARGUMENT[low])
         if low in ANSWERED:
             return _answered(checked, ANSWERED[low])
         return checked
-
-    def _in(self, node: Node, names: Names) -> Node:
-        """Turn a table on the right of IN into a query over it, which is then scoped like any other."""
-        arguments = node.get("arguments")
-        given = arguments.get("children") if isinstance(arguments, dict) else None
-        if not isinstance(given, list) or len(given) != 2 or not isinstance(given[1], dict):
-            raise denied("IN takes two arguments")
-        right = given[1]
-        if right.get("type") == "Function" and str(right.get("name")).lower() == "format":
-            raise denied("A table function on the right of IN is not allowed")
-        if right.get("type") != "Identifier":
-            return node
-        if right.keys() - {"type", "name", "name_parts"}:
-            raise denied("An alias on the right of IN is not allowed")
-        table = {**right, "type": "TableIdentifier"}
-        query = _subquery(_select({"type": "TableExpression", "database_and_table_name": table}))
-        return node | {"arguments": {**arguments, "children": [given[0], query]}}
 
     def _apply(self, node: Node, names: Names, depth: int) -> Node:
         """Check APPLY, whose function is a name or a lambda."""
@@ -280,8 +277,13 @@ class Walk:
         return self._plain(node, names, depth)
 
     def _name(self, node: Node, names: Names, depth: int) -> Node:
+        """Check the name of a column: where there is none of it, the engine takes a function of that name."""
         checked = self._plain(node, names, depth)
-        _parts(checked)
+        parts = _parts(checked)
+        if len(parts) == 1 and parts[0].lower() in self._foreign:
+            raise denied(
+                f"{_shown(parts[0])} is the name of a function; write a column of that name as table.column"
+            )
         return _unqualified(checked, 3)
 
 
@@ -318,7 +320,9 @@ def _fits(key: Key, value: Any) -> bool:
         case "word":
             return isinstance(value, str) and value in key.kinds
         case "words":
-            return isinstance(value, list) and all(isinstance(each, str) and each in key.kinds for each in value)
+            return isinstance(value, list) and all(
+                isinstance(each, str) and each in key.kinds for each in value
+            )
         case "name":
             return _is_name(value)
         case "names":
@@ -410,6 +414,26 @@ def is_type(text: str) -> bool:
     return words > 0
 
 
+def _in(node: Node) -> Node:
+    """Turn a table on the right of IN into a query over it, which is then scoped like any other."""
+    arguments = node.get("arguments")
+    given = arguments.get("children") if isinstance(arguments, dict) else None
+    if not isinstance(given, list) or len(given) != 2 or not isinstance(given[1], dict):
+        raise denied("IN takes two arguments")
+    if arguments.keys() != _LIST_KEYS or arguments["type"] != "ExpressionList":
+        raise denied("A list of expressions is expected")
+    right = given[1]
+    if right.get("type") == "Function" and str(right.get("name")).lower() == "format":
+        raise denied("A table function on the right of IN is not allowed")
+    if right.get("type") != "Identifier":
+        return node
+    if right.keys() - {"type", "name", "name_parts"}:
+        raise denied("An alias on the right of IN is not allowed")
+    table = {**right, "type": "TableIdentifier"}
+    query = _subquery(_select({"type": "TableExpression", "database_and_table_name": table}))
+    return node | {"arguments": {"type": "ExpressionList", "children": [given[0], query]}}
+
+
 def _check_type_argument(name: str, given: list[Node], place: int) -> None:
     """Refuse a type that is computed, or not on the list."""
     argument = given[place] if len(given) > max(place, 0) else None
@@ -450,7 +474,9 @@ def literal(value: str | int) -> Node:
 
 def function(name: str, *arguments: Node) -> Node:
     """Make a call."""
-    listed = {"type": "ExpressionList", "children": list(arguments)}
+    listed: Node = {"type": "ExpressionList"}
+    if arguments:
+        listed["children"] = list(arguments)
     return {"type": "Function", "name": name, "arguments": listed}
 
 

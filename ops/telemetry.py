@@ -137,13 +137,16 @@ FOLLOWER_LAG_RECORDS = Gauge(
     "soma_follower_lag_records", "Records a follower is behind the log.", ["follower"], registry=REGISTRY
 )
 FOLLOWER_LAG_SECONDS = Gauge(
-    "soma_follower_lag_seconds", "Age of the latest record applied, 0 when idle.", ["follower"], registry=REGISTRY
+    "soma_follower_lag_seconds",
+    "Age of the oldest record of the last batch when it was applied, 0 when idle.",
+    ["follower"],
+    registry=REGISTRY,
 )
 FOLLOWER_LAG = Histogram(
     "soma_follower_lag",
-    "Seconds from a record's decision to its being applied.",
+    "Seconds from the decision of a batch's oldest record to its being applied.",
     ["follower"],
-    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3_600, 86_400),
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2.5, 5, 10, 30, 60, 300, 3_600, 86_400),
     registry=REGISTRY,
 )
 FOLLOWER_BATCH_SECONDS = Histogram(
@@ -158,7 +161,10 @@ CHILD_STARTS = Counter(
     "soma_child_starts", "Times a process of ours was started.", ["child"], registry=REGISTRY
 )
 FOLLOWER_FAILURES = Counter(
-    "soma_follower_failures", "Times a follower had to start over, by code.", ["follower", "code"], registry=REGISTRY
+    "soma_follower_failures",
+    "Times a follower had to start over, by code.",
+    ["follower", "code"],
+    registry=REGISTRY,
 )
 
 INGEST_MESSAGES = Counter(
@@ -249,6 +255,15 @@ WEBHOOK_LAG_RECORDS = Gauge(
 ENGINE_RESTARTS = Counter(
     "soma_engine_restarts", "Times the embedded ClickHouse engine had to be started again.", registry=REGISTRY
 )
+
+SQL_QUERIES = Counter("soma_sql_queries", "SQL statements by outcome.", ["outcome"], registry=REGISTRY)
+SQL_QUERY_SECONDS = Histogram(
+    "soma_sql_query_seconds",
+    "Time of one SQL statement, its answer sent.",
+    buckets=_FAST_S,
+    registry=REGISTRY,
+)
+SQL_ANSWER_BYTES = Counter("soma_sql_answer_bytes", "Bytes of answers to SQL.", registry=REGISTRY)
 
 
 def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: float) -> None:

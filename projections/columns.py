@@ -8,14 +8,14 @@ Money travels as whole nano-units until it is a decimal of 38 digits, nine of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
 
-from domain.errors import DecimalOverflowError
+from domain.errors import DecimalOverflowError, LedgerError, LogDamagedError
 from domain.values import parse_nano
 from ops.reads import Stored
 
@@ -39,6 +39,7 @@ class Unprojected(NamedTuple):
     position: int
     address: bytes
     record: bytes
+    code: str
     reason: str
 
 
@@ -92,7 +93,7 @@ class Reading(Generic[T]):
                 moments([envelope.at])
             except (msgspec.MsgspecError, UnicodeDecodeError, pa.ArrowInvalid) as error:
                 envelope = self._blank_for(one)
-                unread.append(Unprojected(*one, reason=f"the record cannot be read: {error}"))
+                unread.append(Unprojected(*one, LogDamagedError.code, f"the record cannot be read: {error}"))
             envelopes.append(envelope)
         return Rows(stored, envelopes, unread)
 
@@ -179,9 +180,10 @@ class Rows(Generic[T]):
     def actor(self) -> pa.Array:
         return pa.array([e.actor for e in self.envelopes], TEXT)
 
-    def refuse(self, at: int, reason: str) -> None:
+    def refuse(self, at: int, error: Exception) -> None:
         """Name a record of the batch that cannot be projected."""
-        self.unread.append(Unprojected(*self.stored[at], reason=reason))
+        code = error.code if isinstance(error, LedgerError) else LogDamagedError.code
+        self.unread.append(Unprojected(*self.stored[at], code, str(error)))
 
     def pick(self, places: Sequence[int], *names: str) -> dict[str, pa.Array]:
         """Give common columns of the records at some places, in this order, as often as they are named."""
@@ -418,6 +420,3 @@ def _subjects(data: msgspec.Raw) -> list[Subject]:
         sellers = [share.get("seller") for share in named.shares if isinstance(share, dict)]
         found += [("seller", seller) for seller in sellers if isinstance(seller, str)]
     return [(kind, name) for kind, name in found if name]
-
-
-Report = Callable[[Unprojected], None]

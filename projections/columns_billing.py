@@ -165,7 +165,7 @@ def billing(rows: Rows[Moved]) -> Tables:
             try:
                 legs.add(place, envelope.data.money)
             except AmountInvalidError as error:
-                rows.refuse(place, str(error))
+                rows.refuse(place, error)
     return {
         "entries": _entries(rows, legs.entries),
         "accounts": _accounts(rows, legs.accounts),

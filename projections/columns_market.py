@@ -141,7 +141,7 @@ def market(rows: Rows[msgspec.Raw]) -> Tables:
             event = decode(rows.stored[place].record).data
             tell(one, place, envelope.stream.partition("/")[2], event)
         except (LedgerError, msgspec.MsgspecError, pa.ArrowInvalid, ValueError, TypeError) as error:
-            rows.refuse(place, str(error))
+            rows.refuse(place, error)
         else:
             found.adopt(one)
     return {shape.name: _table(shape, rows, found.rows[shape.name]) for shape in SHAPES}

@@ -79,7 +79,7 @@ def usage(rows: Rows[msgspec.Raw]) -> Tables:
         try:
             reading, nano = _reading(rows.stored[place].record)
         except (LedgerError, ValueError) as error:
-            rows.refuse(place, str(error))
+            rows.refuse(place, error)
             continue
         places.append(place)
         found.append(reading)

@@ -137,9 +137,11 @@ class LogFeed:
                 return False
             self._recent.clear()
             self._recent_bytes = 0
-            self.next = first
+            self.next = min(first, size)
         oldest = self._recent[0].position if self._recent else self.next
-        if first < oldest or not subscription.take_up([told for told in self._recent if told.position >= first]):
+        if first < oldest or not subscription.take_up(
+            [told for told in self._recent if told.position >= first]
+        ):
             return False
         self._live.add(subscription)
         self._joined.set()
@@ -148,6 +150,10 @@ class LogFeed:
     def part(self, subscription: Subscription) -> None:
         """Hand a subscriber nothing more."""
         self._live.discard(subscription)
+
+    async def pause(self) -> None:
+        """Wait a moment for the log to grow."""
+        await self._listener.wait(self._listener.size, IDLE_S)
 
     # ------------------------------------------------------------------ the shared reader
 
@@ -216,7 +222,9 @@ class Subscription:
             page = await self._catch_up()
             if page is not None:
                 return page
-        if not self._buffer and not self._overflowed and not self._feed.ending.is_set():
+        if self._feed.ending.is_set():
+            await asyncio.sleep(0)  # whoever reads on in a loop must let others run
+        elif not self._buffer and not self._overflowed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
@@ -286,6 +294,8 @@ class Subscription:
             self._is_live = True
             return None
         end = min(size, self.after + 1 + SCAN_RECORDS_MAX)
+        if end <= self.after + 1:
+            await self._feed.pause()
         found = await self._feed.reader.wanted(self._wish, after=self.after, end=end, limit=PAGE_RECORDS_MAX)
         considered = found[-1].position if len(found) == PAGE_RECORDS_MAX else end - 1
         self.after = max(self.after, considered)

@@ -170,7 +170,8 @@ class Follower:
         telemetry.FOLLOWER_RECORDS.labels(self.name).inc(len(batch.records))
         telemetry.FOLLOWER_BATCH_SECONDS.labels(self.name).observe(seconds)
         telemetry.FOLLOWER_LAG_RECORDS.labels(self.name).set(max(0, size - batch.end))
-        lag_s = _age_s(batch.records[-1])
+        # The oldest record of the batch waited longest; it speaks for all.
+        lag_s = _age_s(batch.records[0])
         telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(lag_s)
         telemetry.FOLLOWER_LAG.labels(self.name).observe(lag_s)
         if self._progress is not None:

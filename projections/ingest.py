@@ -71,8 +71,8 @@ class Source(Protocol):
     def next_offsets(self) -> dict[int, int]:
         """Give the offsets to go on from."""
 
-    def ends(self) -> dict[int, int]:
-        """Give the offsets behind the last messages."""
+    def lag(self) -> int:
+        """Count the messages that were not read yet."""
 
     def kept(self) -> dict[int, int]:
         """Read the offsets that were kept."""
@@ -157,9 +157,12 @@ def letter_of(message: Arrived, code: str, detail: str) -> Letter:
 class Intake:
     """Takes batches of messages into the log, and sets aside what cannot be taken."""
 
-    def __init__(self, ledger: Ledger, letters: DeadLetters) -> None:
+    def __init__(
+        self, ledger: Ledger, letters: DeadLetters, observe: Callable[[int], None] | None = None
+    ) -> None:
         self._ledger = ledger
         self._letters = letters
+        self._observe = observe or (lambda _: None)
 
     async def take(self, messages: Sequence[Arrived]) -> Tally:
         """Take a batch in; afterwards every message of it is in the log or a dead letter.
@@ -173,10 +176,12 @@ class Intake:
                 good.append((message, read_message(message.value, message.headers)))
             except LedgerError as refusal:
                 bad.append(letter_of(message, refusal.code, refusal.message))
+        self._observe(1)
         inserted, duplicates, rejected = await self._meter(good)
-        bad += rejected
-        await self._letters.add(bad)
-        return _counted(messages, Tally(inserted, duplicates, len(bad)))
+        self._observe(2)
+        await self._letters.add(bad + rejected)
+        self._observe(3)
+        return _counted(messages, Tally(inserted, duplicates, len(bad) + len(rejected)))
 
     async def _meter(self, good: Sequence[tuple[Arrived, Reading]]) -> tuple[int, int, list[Letter]]:
         """Meter readings in one command; where a whole command is refused, halve it until the culprit stands alone."""
@@ -231,24 +236,25 @@ def _counted(messages: Sequence[Arrived], tally: Tally) -> Tally:
 
 
 class Ingest:
-    """Follows the topic for one runtime. One process leads, the others wait for it to go away.
+    """Follows a topic for one runtime. One process leads, the others wait for it to go away.
 
     A second leader for a moment, after a lost connection, would take messages twice and count none twice.
+    observe is called at each numbered step; crash tests use it.
     """
 
     def __init__(
         self,
         runtime: Runtime,
         *,
-        open_source: Callable[[], Source] | None = None,
-        observe: Callable[[int], None] | None = None,
+        topic: str = TOPIC,
         messages_max: int = MESSAGES_MAX,
+        observe: Callable[[int], None] | None = None,
     ) -> None:
         self._runtime = runtime
-        self._intake = Intake(runtime.ledger, DeadLetters(runtime.reader.pool))
-        self._open = open_source or (lambda: open_topic(Kafka(runtime.settings)))
-        self._observe = observe or (lambda _: None)
+        self._topic = topic
         self._messages_max = messages_max
+        self._observe = observe or (lambda _: None)
+        self._intake = Intake(runtime.ledger, DeadLetters(runtime.reader.pool), self._observe)
 
     async def run(self) -> None:
         """Take messages in until cancelled; an outage is raised, and starting again goes on where this ended.
@@ -258,7 +264,7 @@ class Ingest:
         place = await Place.open(self._runtime.url, NAME)
         try:
             await place.lead()
-            source = await asyncio.to_thread(self._open)
+            source = await asyncio.to_thread(open_topic, Kafka(self._runtime.settings), self._topic)
             try:
                 await self._follow(source, place)
             finally:
@@ -274,42 +280,35 @@ class Ingest:
                 messages = await asyncio.to_thread(source.read, self._messages_max, WAIT_S)
             except OffsetLostError as gap:
                 # Retention was faster than we: what is left is read from its beginning, and taken once.
-                log.error("ingest_gap", topic=TOPIC, code=gap.code, detail=gap.message)
+                log.error("ingest_gap", topic=self._topic, code=gap.code, detail=gap.message)
                 telemetry.FOLLOWER_FAILURES.labels(NAME, gap.code).inc()
                 await self._begin(source, {})
                 continue
             if messages:
                 await self._step(source, messages)
-            await self._measure(source)
+            telemetry.INGEST_LAG.labels(self._topic).set(await asyncio.to_thread(source.lag))
 
     async def _step(self, source: Source, messages: Sequence[Arrived]) -> None:
-        self._observe(1)
         offsets = await asyncio.to_thread(source.next_offsets)
         await self._intake.take(messages)
-        self._observe(4)
         await asyncio.to_thread(source.keep, offsets)
-        self._observe(5)
+        self._observe(4)
 
     async def _begin(self, source: Source, offsets: Mapping[int, int]) -> None:
         await asyncio.to_thread(source.go_to, offsets)
-        log.info("ingest_begins", topic=TOPIC, offsets=dict(offsets))
-
-    async def _measure(self, source: Source) -> None:
-        ends, here = await asyncio.to_thread(source.ends), await asyncio.to_thread(source.next_offsets)
-        lag = sum(end - here.get(number, end) for number, end in ends.items())
-        telemetry.INGEST_LAG.labels(TOPIC).set(max(0, lag))
+        log.info("ingest_begins", topic=self._topic, offsets=dict(offsets))
 
 
-def open_topic(kafka: Kafka) -> Source:
+def open_topic(kafka: Kafka, topic: str = TOPIC) -> Source:
     """Open the topic of readings; it is made where it is missing, and taken as it is where others made it.
 
     Errors: broker_refused, broker_unavailable.
     """
     try:
-        kafka.make_topics([kafka.event_topic(TOPIC)])
+        kafka.make_topics([kafka.event_topic(topic)])
     except TopicUnsuitableError as other:
-        log.info("ingest_topic_of_others", topic=TOPIC, **other.facts)
-    return kafka.reader(TOPIC, GROUP)
+        log.info("ingest_topic_of_others", **other.facts)
+    return kafka.reader(topic, GROUP)
 
 
 # --------------------------------------------------------------------------- dead letters, once more

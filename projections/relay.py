@@ -111,13 +111,15 @@ class Relay:
         producer, self._producer = self._producer, None
         thread, self._thread = self._thread, None
         place, self._place = self._place, None
-        if thread is not None:
-            # Whatever was going on in the thread ends first; nothing waits for it but this.
-            closing = thread.submit(producer.close if producer else lambda: None)
-            thread.shutdown(wait=False)
-            await asyncio.wrap_future(closing)
-        if place is not None:
-            await place.close()
+        try:
+            if thread is not None:
+                # Whatever was going on in the thread ends first; nothing waits for it but this.
+                closing = thread.submit(producer.close if producer else lambda: None)
+                thread.shutdown(wait=False)
+                await asyncio.wrap_future(closing)
+        finally:
+            if place is not None:
+                await place.close()
 
     # ------------------------------------------------------------------ the place in PostgreSQL
 

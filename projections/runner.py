@@ -11,11 +11,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from ops.clickhouse import ClickHouse, open_clickhouse
-from ops.clickhouse_migrate import migrate_clickhouse
-
 from domain.errors import FollowerUnknownError, LedgerError
 from ops import telemetry
+from ops.clickhouse import ClickHouse, clickhouse_places
+from ops.clickhouse_migrate import migrate_clickhouse
 from ops.listen import Listener
 from ops.runtime import Runtime
 from ops.settings import Settings
@@ -72,24 +71,50 @@ async def follow(runtime: Runtime, wanted: Sequence[str] = ()) -> None:
 async def _works(runtime: Runtime, names: Sequence[str]) -> AsyncIterator[Mapping[str, Work]]:
     async with AsyncExitStack() as stack:
         listener = await stack.enter_async_context(Listener(runtime.url))
-        warehouse: ClickHouse | None = None
-        if any(name.startswith("clickhouse.") or name == "nightly" for name in names):
-            warehouse = await stack.enter_async_context(open_clickhouse(runtime.settings))
-            await migrate_clickhouse(warehouse)
-        yield {name: _work(name, runtime, listener, warehouse) for name in names}
+        connect = _unconnected
+        if any(_reads_clickhouse(name) for name in names):
+            service, _reader = await stack.enter_async_context(clickhouse_places(runtime.settings))
+
+            async def connect() -> ClickHouse:
+                return await stack.enter_async_context(closing(await ClickHouse.found(service)))
+
+            await migrate_clickhouse(await connect())
+        # Calls of one connection wait for each other, so each follower has its own.
+        yield {
+            name: _work(name, runtime, listener, await connect() if _reads_clickhouse(name) else None)
+            for name in names
+        }
 
 
-def _work(name: str, runtime: Runtime, listener: Listener, warehouse: ClickHouse | None) -> Work:
+async def _unconnected() -> ClickHouse:
+    raise AssertionError("no follower here reads ClickHouse")
+
+
+@asynccontextmanager
+async def closing(clickhouse: ClickHouse) -> AsyncIterator[ClickHouse]:
+    """Close a connection at the end."""
+    try:
+        yield clickhouse
+    finally:
+        await clickhouse.close()
+
+
+def _reads_clickhouse(name: str) -> bool:
+    return name.startswith("clickhouse.") or name == "nightly"
+
+
+def _work(name: str, runtime: Runtime, listener: Listener, clickhouse: ClickHouse | None) -> Work:
     if name == "webhooks":
         return WebhookWorker(runtime, listener).run
     if name == "kafka.ingest":
         return Ingest(runtime).run
     if name == "kafka.relay":
         return Follower(name, Relay(runtime), runtime.reader, listener).run
-    assert warehouse is not None
+    assert clickhouse is not None
     if name == "nightly":
-        return Nightly(runtime, warehouse).run
-    return Follower(name, Warehouse(name, runtime.url, warehouse), runtime.reader, listener).run
+        return Nightly(runtime, clickhouse).run
+    warehouse = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts)
+    return Follower(name, warehouse, runtime.reader, listener).run
 
 
 async def _kept(name: str, work: Work) -> None:

@@ -50,9 +50,7 @@ LETTER = object_of(
     closed_by=["string", "null"],
     note=["string", "null"],
 )
-WHOLE_LETTER = {
-    "allOf": [LETTER, object_of(payload=["string", "null"], payload_base64=["string", "null"])]
-}
+WHOLE_LETTER = {"allOf": [LETTER, object_of(payload=["string", "null"], payload_base64=["string", "null"])]}
 
 LetterId = Annotated[int, Path(ge=1, le=2**62)]
 Word = Annotated[str | None, Query(max_length=128, pattern=r"^[ -~]+$")]

@@ -93,9 +93,8 @@ class FeedResponse(Response):
         self._settings = settings
         self._until = until
         self._sent_id = subscription.after
-        self._stuck_at = 0.0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI calls it
         """Send until the reader leaves or the feed ends.
 
         Errors: feed_full, shutting_down, too_many_subscribers.
@@ -191,7 +190,8 @@ Types = Annotated[
     Query(alias="type", max_length=WISHES_MAX, description="Wire types, or beginnings such as `contract.*`."),
 ]
 Streams = Annotated[
-    list[StreamWish], Query(alias="stream", max_length=WISHES_MAX, description="Streams, such as `contract/...`.")
+    list[StreamWish],
+    Query(alias="stream", max_length=WISHES_MAX, description="Streams, such as `contract/...`."),
 ]
 Start = Annotated[
     str,

@@ -88,7 +88,9 @@ def _read(data: bytes) -> MeterUsage:
         return MeterUsage.model_validate(parse_json(data))
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
-        raise RequestValidationError([fault | {"loc": ("body", *fault["loc"])} for fault in faults]) from error
+        raise RequestValidationError(
+            [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
+        ) from error
 
 
 @router.post(
@@ -101,9 +103,7 @@ async def meter(
 ) -> Response:
     """Take usage readings in, 1 to 10,000; say how many were new, how many known, and which were rejected."""
     parts = _parts(command)
-    taken = await asyncio.gather(
-        *(_take(opened, who, sent, part) for part in parts), return_exceptions=True
-    )
+    taken = await asyncio.gather(*(_take(opened, who, sent, part) for part in parts), return_exceptions=True)
     for outcome in taken:
         if isinstance(outcome, BaseException):
             # What the other parts took stays taken; whoever sends all of it again hears of duplicates.

@@ -76,10 +76,10 @@ USAGE = Table(
     (
         "position", "leg", "address", "at", "occurred_at", "hour", "tenant", "source", "event_id", "provider", "model",
         "rental", "persona", "status", "requests", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "cost",
-        "currency", "stream",
+        "currency",
     ),
     ("tenant", "provider", "model", "currency", "hour"),
-    ("requests", "errors", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "latency_max"),
+    ("requests", "errors", "tokens_in", "tokens_out", "tokens_cached", "timed", "latency_ms", "latency_max"),
     "usage_hourly",
 )  # fmt: skip
 TABLES = (ENTRIES, RECORDS, USAGE)
@@ -87,11 +87,11 @@ TABLES = (ENTRIES, RECORDS, USAGE)
 # What the digest of a row is taken over, besides records, where it is their bytes.
 DIGESTED: dict[str, tuple[str, ...]] = {
     "entries": (
-        "position", "leg", "at", "tenant", "account", "purpose", "currency", "amount", "op", "hold", "type", "stream",
-        "record_tenant", "actor",
+        "position", "leg", "at", "day", "tenant", "account", "purpose", "currency", "amount", "op", "hold", "type",
+        "stream", "record_tenant", "actor",
     ),
     "usage": (
-        "position", "at", "occurred_at", "tenant", "source", "event_id", "provider", "model", "rental", "persona",
+        "position", "at", "occurred_at", "hour", "tenant", "source", "event_id", "provider", "model", "rental", "persona",
         "status", "requests", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "cost", "currency",
     ),
 }  # fmt: skip

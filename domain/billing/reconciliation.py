@@ -19,11 +19,7 @@ from domain.log.records import Aggregate, Event, Record
 FINDINGS_MAX = 20
 TEXT_MAX = 200
 
-Kind = Literal[
-    "missing", "extra", "altered", "doubled", "uncollapsed", "stale_rollup", "stale_view", "balance", "behind"
-]
-# Rows sent twice that the next merge collapses: no figure read with FINAL or from a rollup is wrong.
-HARMLESS = frozenset({"uncollapsed"})
+Kind = Literal["missing", "extra", "altered", "doubled", "stale_rollup", "stale_view", "balance", "behind"]
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +34,8 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One difference, named: what kind, in which table, and the records it is about.
 
     `position` to `last` are the first and the last position it covers, `rows` how many rows; `key` says where it shows,
-    such as an account, a currency and a day.
+    such as an account, a currency and a day. It is harmless where the next merge of ClickHouse removes it and no figure
+    read with FINAL or from a rollup is wrong.
     """
 
     kind: Kind
@@ -50,6 +47,7 @@ class Difference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str | None
     stream: str | None
     changes: list[Change]
+    harmless: bool = False
 
 
 class Reconciliation(Aggregate):

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import Field, PlainValidator, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError, WrapValidator
 
 from domain.billing.accounts import PLATFORM
 from domain.errors import (
@@ -148,10 +148,16 @@ def read_reading(value: Any) -> Reading | Flaw:
     # What was given is only compared, when a key is used again.
     given = sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()
     detail = f"{where}: {fault['msg']}" if where else fault["msg"]
-    # A member may be named by anything a caller can write.
-    return Flaw(
-        code=_code(fault["type"], where), detail=detail.encode("ascii", "replace").decode()[:400], given=given
-    )
+    return Flaw(code=_code(fault["type"], where), detail=_printable(detail), given=given)
+
+
+def _one(value: Any, _: Any) -> Reading | Flaw:
+    return read_reading(value)
+
+
+def _printable(text: str) -> str:
+    """Make a text printable: a member may be named by anything a caller can write."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:400])
 
 
 def _code(kind: str, where: str) -> str:
@@ -166,9 +172,9 @@ def _code(kind: str, where: str) -> str:
 class MeterUsage(Command):
     """Take readings in. Each stands for itself: what is wrong with one is no fault of its neighbours."""
 
-    readings: list[
-        Annotated[Reading | Flaw, PlainValidator(read_reading, json_schema_input_type=Reading)]
-    ] = Field(min_length=1, max_length=READINGS_MAX)
+    readings: list[Annotated[Reading | Flaw, WrapValidator(_one, json_schema_input_type=Reading)]] = Field(
+        min_length=1, max_length=READINGS_MAX
+    )
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -194,8 +200,7 @@ class Metered(msgspec.Struct, frozen=True):
 def meter_usage(case: Case, command: MeterUsage) -> Metered:
     """Take readings in, all that are good in one commit; the others are listed with their reasons.
 
-    Errors: none of its own; a rejected reading carries forbidden, usage_conflict, usage_in_future, usage_too_old, or
-            the code of its flaw.
+    Errors: forbidden, usage_conflict, usage_in_future, usage_too_old (each of a reading, listed with its place).
     """
     case.look(Usage, _names(case, command))
     earliest, latest = _window(case.now)

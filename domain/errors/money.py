@@ -59,3 +59,11 @@ class SameAccountError(UnprocessableError, code="same_account"):
 
 class DecimalOverflowError(UnprocessableError, code="decimal_overflow"):
     """An amount has more digits than the column it is to be kept in."""
+
+
+class ReconciliationRunningError(ConflictError, code="reconciliation_running", status=409, retry=Retry.AS_IS):
+    """Another reconciliation is under way; there is one at a time."""
+
+
+class ReconciliationNotFoundError(NotFoundError, code="reconciliation_not_found"):
+    """There is no such reconciliation."""

@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints
 
 from domain.errors import (
     ForbiddenError,
+    PositionAheadError,
     StatusTransitionError,
     TooManyWebhooksError,
     WebhookNotFoundError,
@@ -225,13 +226,15 @@ def register_webhook(
 ) -> Webhook:
     """Begin to send; without a position, what comes from now on.
 
-    Errors: forbidden, too_many_webhooks, webhook_url_invalid.
+    Errors: forbidden, position_ahead, too_many_webhooks, webhook_url_invalid.
     """
     check_url(command.url, allow_http=allow_http)
     if command.scope == "all":
         _check_operator(case)
     if count >= count_max:
         raise TooManyWebhooksError(webhooks_max=count_max)
+    if command.from_position is not None and command.from_position > size:
+        raise PositionAheadError(position=command.from_position, size=size)
     name = case.new_id("webhook")
     registered = Webhook.Registered(
         url=command.url,
@@ -325,7 +328,9 @@ def disable_webhook(case: Case, command: DisableWebhook) -> Webhook:
     Errors: webhook_not_found.
     """
     webhook = case.get(Webhook, command.webhook_id, WebhookNotFoundError)
-    return case.emit(webhook, Webhook.Disabled(reason=command.reason)) if webhook.status == "active" else webhook
+    return (
+        case.emit(webhook, Webhook.Disabled(reason=command.reason)) if webhook.status == "active" else webhook
+    )
 
 
 def _own(case: Case, name: str) -> Webhook:

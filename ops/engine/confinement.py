@@ -76,6 +76,15 @@ def _interpreter() -> list[Path]:
 # --------------------------------------------------------------------------- Landlock
 
 
+def has_landlock() -> bool:
+    """Tell whether this kernel enforces such rules."""
+    return sys.platform.startswith("linux") and _version() >= 1
+
+
+def _version() -> int:
+    return int(_libc().syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG))
+
+
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
@@ -85,7 +94,7 @@ def _landlock(read: Iterable[Path], write: Iterable[Path]) -> bool:
 
     Source: linux/landlock.h; Documentation/userspace-api/landlock.rst.
     """
-    version = int(_libc().syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG))
+    version = _version()
     if version < 1:
         return False
     everything = max(mask for since, mask in _ALL_FILES.items() if since <= version)

@@ -39,10 +39,11 @@ log = telemetry.logger(__name__)
 HOST = "127.0.0.1"
 START_S_MAX = 60.0
 STOP_S_MAX = 12.0
+PORT_S_MAX = 6.0
 WATCH_INTERVAL_S = 0.25
-BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+BACK_OFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
 # An engine that lived so long is not counted as one that cannot start.
-LIVED_S_MIN = 30.0
+LIVED_S_MIN = 3.0
 BACKLOG = 512
 MEMORY_SHARE_MAX = 0.5
 WORDS_BYTES_MAX = 4_000
@@ -117,7 +118,7 @@ class EmbeddedClickHouse:
         return self._engine.pid if self._engine is not None else None
 
     def stop(self) -> None:
-        """Let go of the engine; the owner stops it, and one that is attached takes over. A second stop changes nothing."""
+        """Let go of the engine; the owner stops it, and one that is attached takes over."""
         atexit.unregister(self.stop)
         # A forked child shares our descriptors; the engine is its parent's.
         if self._pid != os.getpid() or self._stopping.is_set():
@@ -172,15 +173,15 @@ class EmbeddedClickHouse:
                 if not self._ready.is_set():
                     raise
                 log.exception("the engine did not start")
+            self._end_engine()
             if self._stopping.is_set():
                 break
             failures = 0 if time.monotonic() - began > LIVED_S_MIN else failures + 1
-            pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)] if failures > 1 else 0.0
-            code = self._engine.poll() if self._engine else None
+            pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
+            code = self._engine.returncode if self._engine else None
             log.warning("the engine ended; it is started again", code=code, pause_s=pause_s)
             telemetry.ENGINE_RESTARTS.inc()
             self._stopping.wait(pause_s)
-        self._end_engine()
 
     def _try_lock(self) -> bool:
         lock = os.open(self.data_dir / "clickhouse.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -303,11 +304,17 @@ def _last_words(root: Path) -> str:
 def _bound(port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError:
-        # Somebody else has our port; the new one is written down, and those attached read it there.
-        listener.bind((HOST, 0))
+    # The engine of a killed owner lets go of its port when it notices; a stranger does not, and keeps it.
+    until = time.monotonic() + PORT_S_MAX
+    while True:
+        try:
+            listener.bind((HOST, port))
+            break
+        except OSError:
+            if time.monotonic() > until:
+                log.warning("the engine's port is taken; another one is written down", port=port)
+                port = 0
+            time.sleep(0.05)
     listener.listen(BACKLOG)
     return listener
 
@@ -348,7 +355,9 @@ def _remembered(data_dir: Path) -> Target | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineStartError(f"{secrets_path(data_dir)} cannot be read; remove it", internal=repr(error)) from error
+        raise EngineStartError(
+            f"{secrets_path(data_dir)} cannot be read; remove it", internal=repr(error)
+        ) from error
 
 
 def _remember(data_dir: Path, target: Target) -> None:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from ops.engine.accounts import Account, Accounts
 from ops.engine.database import Database, Session
-from ops.engine.reading import check_reader
+from ops.engine.reading import check_reader, check_reader_database
 from ops.engine.refusals import Refused
 from ops.engine.requests import Asked, compressed, query_id, read_fields, read_request
 from ops.engine.statements import Insert, Reading, Statement, is_blank, read_statement
@@ -150,6 +150,7 @@ class Exchange:
     def _open(self, safe: bool) -> Statement:
         statement = read_statement(self._asked.text)
         if self._account is Account.READER:
+            check_reader_database(self._asked.database)
             check_reader(self._engine.database, statement)
         elif not isinstance(statement, Insert) and ";" in statement.sql.rstrip("; \t\r\n"):
             # chDB would carry out all of them.
@@ -194,7 +195,8 @@ class Exchange:
         A statement that changes something is finished: its client cannot know how far it came.
         """
         future = asyncio.get_running_loop().run_in_executor(self._engine.threads, work, *arguments)
-        await asyncio.wait({future, self._left}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {future, self._left}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         while killable and self._left.done() and not future.done():
             assert self._session is not None
             with suppress(Exception):

@@ -1,4 +1,4 @@
-"""A real broker for the tests of everything that speaks to Kafka; one for a run, and one of its own where it is killed."""
+"""A real broker for tests of what speaks to Kafka: one for the whole run, and one of its own where it is killed."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 from ops.listen import Listener
 from ops.runtime import open_runtime
 from ops.settings import LogLevel
+from ops.telemetry import configure_logging
 from projections.follower import Batch, Follower
 from projections.relay import NAME, Relay
 from tests.kafka.world import kafka_settings
@@ -54,6 +55,7 @@ def stopper(state_wanted: int | None, nth: int) -> Callable[[int], None]:
 
 async def live(plan: dict[str, Any]) -> None:
     """Relay until killed, or until the log was relayed up to a position."""
+    configure_logging(LogLevel.ERROR)
     settings = kafka_settings(
         plan["url"], Path(plan["data_dir"]), plan["bootstrap"], plan["origin"], log_level=LogLevel.ERROR
     )
@@ -65,5 +67,4 @@ async def live(plan: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    import faulthandler; faulthandler.dump_traceback_later(15)
     asyncio.run(live(json.loads(sys.argv[1])))

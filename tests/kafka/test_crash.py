@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-
 from ops.runtime import Runtime, open_runtime
 from projections.cloud_events import EVENTS
 from tests.kafka.broker import Broker

@@ -109,7 +109,14 @@ def read_topic(bootstrap: str, topic: str, source: str) -> list[Seen]:
                 if error is None:
                     headers = dict(message.headers() or [])
                     seen.append(
-                        Seen(topic, message.partition(), message.offset(), message.key(), message.value(), headers)
+                        Seen(
+                            topic,
+                            message.partition(),
+                            message.offset(),
+                            message.key(),
+                            message.value(),
+                            headers,
+                        )
                     )
                     assert len(headers) == len(message.headers()), "a header is there twice"
                 elif error.code() == KafkaError._PARTITION_EOF:

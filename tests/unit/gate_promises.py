@@ -156,9 +156,30 @@ class Pair(Command):
     other: str
 
 
+class Names(Command):
+    """Name many jars."""
+
+    names: list[str]
+
+
 def open_jar(case: Case, command: Named) -> Jar:
     """Open a jar, unless it is open."""
     return case.find(Jar, command.name) or case.create(Jar, command.name, Jar.Opened())
+
+
+def open_all(case: Case, command: Names) -> Opened:
+    """Open the jars that are not open, looking at all of them in one go; say which were."""
+    case.look(Jar, command.names)
+    missing = [name for name in command.names if case.find(Jar, name) is None]
+    for name in missing:
+        case.create(Jar, name, Jar.Opened())
+    return Opened(missing)
+
+
+class Opened(msgspec.Struct):
+    """An answer that is no aggregate."""
+
+    opened: list[str]
 
 
 def create_jar(case: Case, command: Named) -> Jar:
@@ -382,6 +403,43 @@ class GatePromises:
         with pytest.raises(ConflictError):
             await world.ledger.act(create_jar, Named(name="j"), ANNA)
         assert read(await world.ledger.act(add, Add(name="j"), ANNA))["version"] == 2
+
+    @promise
+    async def test_many_are_looked_up_together_and_decided_on_what_is_under_way(self, world):
+        for name in ("j0", "j7"):
+            await world.ledger.act(open_jar, Named(name=name), ANNA)
+        names = [f"j{n}" for n in range(10)]
+        with held_up(world):
+            pending = asyncio.create_task(world.ledger.act(open_jar, Named(name="j3"), ANNA))
+            await asyncio.sleep(0.02)
+            asked = [
+                asyncio.create_task(world.ledger.act(open_all, Names(names=names), ANNA)) for _ in range(4)
+            ]
+            await asyncio.sleep(0.02)
+        opened = [read(answer)["opened"] for answer in await asyncio.gather(*asked)]
+        await pending
+        assert opened == [[f"j{n}" for n in (1, 2, 4, 5, 6, 8, 9)], [], [], []]
+        assert len(await check_log(world)) == 10
+
+    @promise
+    async def test_an_answer_that_is_no_aggregate_is_remembered_like_any_other(self, world):
+        first = await world.ledger.act(open_all, Names(names=["a", "b"]), ANNA, key="k")
+        again = await world.another_gate().act(open_all, Names(names=["a", "b"]), ANNA, key="k")
+        assert (read(first), read(again)) == ({"opened": ["a", "b"]}, {"opened": ["a", "b"]})
+        assert (again.repeated, again.position, again.event_count) == (True, 0, 2)
+
+    @promise(resident_max=3)
+    async def test_many_looked_up_by_two_nodes_at_once_are_opened_once(self, world):
+        names = [f"j{n}" for n in range(20)]
+        async with world.another_node() as other:
+            asked = [
+                node.ledger.act(open_all, Names(names=names[start : start + 12]), ANNA)
+                for start in (0, 4, 8)
+                for node in (world, other)
+            ]
+            opened = [name for answer in await asyncio.gather(*asked) for name in read(answer)["opened"]]
+        assert sorted(opened) == sorted(names)
+        assert len(await check_log(world)) == 20
 
     @promise(resident_max=2)
     async def test_memory_for_two_aggregates_is_enough(self, world):

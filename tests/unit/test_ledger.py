@@ -21,11 +21,13 @@ from tests.unit.gate_promises import (  # noqa: E402
     GatePromises,
     Jar,
     Named,
+    Names,
     Pair,
     World,
     add,
     beans,
     check_log,
+    open_all,
     open_if_alone,
     open_jar,
     peek,
@@ -137,6 +139,23 @@ class TestRaces:
             world.log.load = slow_load
             seen = read(await world.ledger.act(peek, Named(name="j"), ANNA))
         assert seen["beans"] == 10
+
+    @promise
+    async def test_one_of_many_that_is_opened_while_they_are_read_is_not_opened_again(self, world):
+        load = world.log.load
+
+        async def slow_load(streams: Any) -> Any:
+            found = await load(streams)
+            if len(streams) > 1:
+                world.log.load = load
+                await world.ledger.act(open_jar, Named(name="b"), ANNA)
+            return found
+
+        world.log.load = slow_load
+        answer = await world.ledger.act(open_all, Names(names=["a", "b", "c"]), ANNA)
+        assert read(answer) == {"opened": ["a", "c"]}
+        assert len(await check_log(world)) == 3
+        assert not world.ledger._watched
 
     @promise(resident_max=1)
     async def test_an_absence_that_ended_while_something_else_was_read_is_none(self, world):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,11 @@ from clickhouse_connect.driver.client import Client
 from ops.clickhouse import ClickHouse, as_reader, as_service
 from ops.clickhouse_migrate import migrate_clickhouse
 from ops.engine.process import EmbeddedClickHouse, Target
+from tests.real.api.world import World
+from tests.real.clickhouse.sql_world import SqlWorld
+from tests.real.clickhouse.warehouse_world import tell_market
+from tests.real.conftest import lend
+from tests.real.service import serving, settings_on
 
 
 def client_of(target: Target, *, reader: bool = False, **options: Any) -> Client:
@@ -74,3 +79,20 @@ def database(service: Client) -> Iterator[str]:
     service.command(f"DROP DATABASE IF EXISTS {name} SYNC")
 
 
+@pytest.fixture(scope="session")
+def sql_world() -> Iterator[SqlWorld]:
+    """Lend an SQL endpoint before an engine of its own, with rows of two tenants and things nobody may see."""
+    with TemporaryDirectory(prefix="soma-sql-") as place, SqlWorld.open(Path(place)) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def market(
+    server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Lend a database whose log holds every part of the market; nobody writes to it any more."""
+    with contextmanager(lend)(server_url, template_database) as url:
+        settings = settings_on(url, tmp_path_factory.mktemp("market"))
+        with serving(settings) as running, running.client() as client:
+            tell_market(World(running, client))
+        yield url

@@ -1,0 +1,165 @@
+"""The groups of tables that each have a follower of their own: what they are made of, and what is recomputed from them.
+
+The tables themselves are told in migrations/clickhouse/0001_tables.sql.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domain.errors import FollowerUnknownError
+from ops.reads import Stored
+from projections import columns, columns_billing, columns_market, columns_usage
+from projections.columns import Shape, Subject, Tables, Unprojected
+
+Parents = Mapping[str, Sequence[Subject]]
+
+
+@dataclass(frozen=True)
+class Rollup:
+    """A table of sums over another one, recomputed for the keys that were touched and replaced.
+
+    Every row says by `upto` which records it counts: those before that position. A row is a pure function of its key,
+    of upto and of the log, so it does not matter how often, or by whom, it is computed.
+    """
+
+    table: str
+    source: str
+    key: tuple[str, ...]
+    sums: Mapping[str, str]
+
+    def statement(self, table: str, source: str, start: int, end: int) -> str:
+        """Recompute the keys that records from one position to another touch, from all records before the latter."""
+        key = ", ".join(self.key)
+        # Without names: a sum named like the column it sums up would be taken for that column in the next one.
+        sums = ", ".join(self.sums.values())
+        names = ", ".join([*self.key, *self.sums, "upto"])
+        return (
+            f"INSERT INTO {table} ({names})"
+            f" SELECT {key}, {sums}, {end} FROM {source} FINAL"
+            f" WHERE ({key}) IN (SELECT DISTINCT {key} FROM {source} WHERE position >= {start} AND position < {end})"
+            f" AND position < {end} GROUP BY {key}"
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tables that one follower keeps."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    read: Callable[[Sequence[Stored]], Any]
+    tell: Callable[[Any, Parents], Tables]
+    rollup: Rollup | None = None
+    has_parents: bool = False
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Name the tables in the order in which they are written."""
+        return (*(shape.name for shape in self.shapes), *([self.rollup.table] if self.rollup else []))
+
+    @property
+    def rollup_name(self) -> str:
+        return f"{self.name}.rollup"
+
+
+def _log(rows: Any, parents: Parents) -> Tables:
+    return {"records": columns.records(rows), "timelines": columns.timelines(rows, parents)}
+
+
+def _word(number: int) -> str:
+    """Give eight bytes of the address as a signed number; addresses are hashes, so this is one too."""
+    return f"reinterpretAsInt64(reverse(substring(address, {8 * number + 1}, 8)))"
+
+
+RECORDS = Group(
+    "clickhouse.records",
+    (columns.RECORDS, columns.TIMELINES),
+    columns.RECORD_ROWS.read,
+    _log,
+    has_parents=True,
+)
+BILLING = Group(
+    "clickhouse.billing",
+    (columns_billing.ENTRIES, columns_billing.ACCOUNTS, columns_billing.HOLDS),
+    columns_billing.BILLING_ROWS.read,
+    lambda rows, _: columns_billing.billing(rows),
+    Rollup(
+        "entries_daily",
+        "entries",
+        ("tenant", "account", "currency", "day"),
+        {
+            "purpose": "any(purpose)",
+            "entries": "count()",
+            "debits": "sumIf(toDecimal256(amount, 9), amount > 0)",
+            "credits": "-sumIf(toDecimal256(amount, 9), amount < 0)",
+            "net": "sum(toDecimal256(amount, 9))",
+            "x0": f"groupBitXor({_word(0)})",
+            "x1": f"groupBitXor({_word(1)})",
+            "s2": f"sum(toInt128({_word(2)}))",
+            "weighted": "sum(toInt256(toDecimal256(amount, 9) * 1000000000) * toInt256(position + 1))",
+        },
+    ),
+)
+USAGE = Group(
+    "clickhouse.usage",
+    (columns_usage.USAGE,),
+    columns_usage.USAGE_ROWS.read,
+    lambda rows, _: columns_usage.usage(rows),
+    Rollup(
+        "usage_hourly",
+        "usage",
+        ("tenant", "provider", "model", "currency", "hour"),
+        {
+            "readings": "count()",
+            "requests": "sum(requests)",
+            "errors": "sumIf(requests, status = 'error')",
+            "tokens_in": "sum(tokens_in)",
+            "tokens_out": "sum(tokens_out)",
+            "tokens_cached": "sum(tokens_cached)",
+            "timed": "sumIf(requests, latency_ms IS NOT NULL)",
+            "latency_ms": "sum(ifNull(latency_ms, 0))",
+            "latency_max": "max(intDiv(ifNull(latency_ms, 0), greatest(requests, 1)))",
+            "cost": "sum(toDecimal256(cost, 9))",
+            "x0": f"groupBitXor({_word(0)})",
+            "s2": f"sum(toInt128({_word(2)}))",
+        },
+    ),
+)
+MARKET = Group(
+    "clickhouse.market",
+    columns_market.SHAPES,
+    columns_market.MARKET_ROWS.read,
+    lambda rows, _: columns_market.market(rows),
+)
+
+GROUPS: dict[str, Group] = {group.name: group for group in (RECORDS, BILLING, USAGE, MARKET)}
+
+
+def group_of(name: str) -> Group:
+    """Find a group by the name of its follower.
+
+    Errors: follower_unknown.
+    """
+    try:
+        return GROUPS[name]
+    except KeyError:
+        raise FollowerUnknownError(f"there is no group of tables {name!r}", known=sorted(GROUPS)) from None
+
+
+@dataclass(frozen=True)
+class Told:
+    """A batch in columns, and what could not be told."""
+
+    tables: Tables
+    unprojected: list[Unprojected]
+    rows: int
+
+
+def tell(group: Group, stored: Sequence[Stored], parents: Parents) -> Told:
+    """Tell a batch in the columns of a group."""
+    rows = group.read(stored)
+    tables = group.tell(rows, parents)
+    return Told(tables, rows.unread, sum(found.num_rows for found in tables.values()))

@@ -1,0 +1,70 @@
+"""A webhook worker inside a running service's process, and the steps tests take around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ops.listen import Listener
+from ops.settings import Settings
+from projections.webhooks import WebhookWorker
+from tests.real.api.world import Speaker, World
+from tests.real.service import Service, settings_on
+
+QUICK = "0.05,0.05,0.1"
+
+
+def webhook_settings(database_url: str, data_dir: Path, **more: Any) -> Settings:
+    """Make settings whose webhooks may lead to this machine and are tried again at once."""
+    chosen = {
+        "webhooks_allow_http": True,
+        "webhooks_allow_private": True,
+        "webhook_retry_delays_s": QUICK,
+        "webhook_timeout_s": 5.0,
+    }
+    return settings_on(database_url, data_dir, **(chosen | more))
+
+
+@contextmanager
+def delivering(service: Service) -> Iterator[WebhookWorker]:
+    """Run a worker on the loop of a service until the block is left."""
+    workers: list[WebhookWorker] = []
+
+    async def work() -> None:
+        async with Listener(service.runtime.url) as listener:
+            workers.append(WebhookWorker(service.runtime, listener))
+            await workers[0].run()
+
+    running = asyncio.run_coroutine_threadsafe(work(), service.loop)
+    try:
+        yield workers[0] if workers else None  # type: ignore[misc]
+    finally:
+        running.cancel()
+        service.run(_settled())
+
+
+async def _settled() -> None:
+    """Let what was cancelled close its connections."""
+    await asyncio.sleep(0.2)
+
+
+def write(world: World, count: int, tenant: str = "acme") -> list[int]:
+    """Write one record of a tenant after the other; give their positions."""
+    owner = world.owner(tenant)
+    return [int(world.intent(owner)["receipt"]["position"]) for _ in range(count)]
+
+
+def register(who: Speaker, url: str, **fields: Any) -> dict[str, Any]:
+    """Register a webhook."""
+    return who.made("/v1/webhooks", {"url": url} | fields)
+
+
+def events(world: World, tenant: str | None, **params: Any) -> list[dict[str, Any]]:
+    """Read a tenant's records from the log, as the operator may."""
+    found = world.operator.read("/v1/log/events", params={"limit": 500, "tenant": tenant} | params)
+    assert found["next"] is None
+    items: list[dict[str, Any]] = found["items"]
+    return items
