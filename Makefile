@@ -7,7 +7,7 @@ LOCK    = $(BIN)/uv pip compile pyproject.toml build.in --universal --python-ver
           --no-emit-index-url --no-header --no-annotate --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo up unit real test lint fix docs bench check clean
+.PHONY: help setup lock demo up kafka unit real test lint fix docs bench check clean
 
 help: ## print these words
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  \033[1m%-7s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(STAMP) ## play the whole marketplace loop on real data against an embedd
 
 up: $(STAMP) ## start the service with everything embedded
 	@$(BIN)/soma up
+
+kafka: $(STAMP) ## start a real Kafka broker on loopback (Java and Maven); Ctrl-C stops it
+	@$(BIN)/python -m tests.kafka.broker
 
 unit: $(STAMP) ## tests without sockets, in seconds; T=tests/unit/log for a part
 	@$(BIN)/pytest $(or $(T),tests/unit)

@@ -11,7 +11,18 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import openapi, problems
-from api.routes import dead_letters, feeds, market, money, system, training, usage, webhooks
+from api.routes import (
+    dead_letters,
+    feeds,
+    market,
+    money,
+    reconciliations,
+    sql,
+    system,
+    training,
+    usage,
+    webhooks,
+)
 from api.routes import log as log_routes
 from domain.errors import BodyTooLargeError
 from ops import telemetry
@@ -21,6 +32,7 @@ from ops.runtime import open_runtime
 from ops.settings import Settings
 from ops.tokens import LocalIssuer, TokenGate
 from projections.feed import LogFeed, feed_limits
+from projections.reconciliations import Asked
 from projections.rounds import RoundRunner
 from projections.sweeper import Sweeper
 
@@ -29,7 +41,7 @@ VERSION = "0.1.0"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ROUTERS = (
     market.router, money.router, usage.router, training.router, log_routes.router, feeds.router, webhooks.router,
-    dead_letters.router, system.router,
+    dead_letters.router, reconciliations.router, system.router,
 )  # fmt: skip
 
 
@@ -47,11 +59,14 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
             app.state.feed = feed
             app.state.rounds = RoundRunner(opened)
             app.state.sweeper = Sweeper(opened)
+            app.state.reconciliations = Asked(opened)
             await app.state.rounds.resume()
             app.state.sweeper.start()
             try:
                 yield
             finally:
+                await sql.sql_app(app.state).close()
+                await app.state.reconciliations.close()
                 await app.state.sweeper.close()
                 await app.state.rounds.close()
 
@@ -72,6 +87,7 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
     app.state.tokens = TokenGate(settings, issuer)
     for router in ROUTERS:
         app.include_router(router)
+    app.router.routes.extend(sql.routes)
     problems.install(app)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     app.add_middleware(

@@ -15,6 +15,7 @@ import typer
 
 from api.cli_dead_letters import dead_letters_app
 from api.cli_follow import follow, rebuild
+from api.cli_billing import billing_app
 from api.cli_log import audit_app, ledger_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
+app.add_typer(billing_app, name="billing")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.command()(follow)
 app.command()(rebuild)

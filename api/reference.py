@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from msgspec import inspect
 
 from api.app import create_app
+from api.reference_clickhouse import opened_page, views
 from domain.errors import REGISTRY, LedgerError
 from domain.log.audit_findings import CODES
 from domain.log.records import AGGREGATES, EVENTS, Event, MoneyEvent
@@ -52,11 +53,25 @@ def written_pages() -> dict[str, str]:
     return {
         "api.md": api_page(document),
         "cli.md": cli_page(),
+        "clickhouse.md": clickhouse_page(),
         "errors.md": errors_page(),
         "events.md": events_page(),
         "openapi.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n",
         "settings.md": settings_reference(),
     }
+
+
+# --------------------------------------------------------------------------- ClickHouse
+
+
+def clickhouse_page() -> str:
+    """Print every view people may read, with its columns, and queries that answer what they ask."""
+    head = ("Column", "Type", "Meaning")
+    told = [
+        (view, _table(head, ((f"`{c.name}`", f"`{c.type}`", c.meaning) for c in view.columns)))
+        for view in views()
+    ]
+    return opened_page(_opening("ClickHouse", "migrations/clickhouse/0002_views.sql"), told)
 
 
 # --------------------------------------------------------------------------- errors

@@ -9,6 +9,8 @@ from typing import Any
 
 # What no reader of YAML 1.1 or 1.2 takes for anything but a text.
 _PLAIN = re.compile(r"[A-Za-z_$][A-Za-z0-9_$./-]*")
+# What YAML would fold, or not print at all.
+_HIDDEN = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _TAKEN = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 
 
@@ -41,4 +43,4 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _TAKEN:
         return value
-    return json.dumps(value, ensure_ascii=True)
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -36,6 +36,7 @@ from domain.errors import (
 from ops.settings import Settings
 
 ANSWER_S_MAX = 30.0
+LOOK_S_MAX = 5.0
 COMMIT_S_MAX = 60.0
 ABORT_S_MAX = 10.0
 TRANSACTION_MS_MAX = 60_000
@@ -180,6 +181,16 @@ class Kafka:
                     topic=topic.name, setting="partitions", has=has_count, needs=topic.partitions
                 )
 
+    def broker_count(self) -> int:
+        """Count the brokers.
+
+        Errors: broker_refused, broker_unavailable.
+        """
+        try:
+            return len(AdminClient(self._options).list_topics(timeout=LOOK_S_MAX).brokers)
+        except KafkaException as error:
+            raise told(error, "no broker answers") from error
+
     def last(self, topic: str, key: str) -> bytes | None:
         """Read the last committed value under a key of a topic with one partition.
 
@@ -237,6 +248,14 @@ class Kafka:
                 "auto.offset.reset": "error",
             }
         )
+
+
+def brokers(settings: Settings) -> int:
+    """Count the brokers of the cluster that answer for it.
+
+    Errors: broker_refused, broker_unavailable.
+    """
+    return Kafka(settings).broker_count()
 
 
 class TransactionalProducer:

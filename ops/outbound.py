@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple, Self
 
 import httpx
@@ -31,6 +31,8 @@ Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
+# Protocol assignments and 6to4 relays: releases of Python differ about them.
+_SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -57,7 +59,12 @@ class Outcome(NamedTuple):
 def is_public(address: Address) -> bool:
     """Say whether an address belongs to somebody on the public Internet, whatever form it is written in."""
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and not address.is_reserved
+        return (
+            address.is_global
+            and not address.is_multicast
+            and not address.is_reserved
+            and not any(address in network for network in _SPECIAL)
+        )
     if address.ipv4_mapped is not None:
         return is_public(address.ipv4_mapped)
     if address in _NAT64:

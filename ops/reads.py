@@ -195,6 +195,24 @@ class LogReader:
         )
         return [Stored(*row) for row in rows]
 
+    async def fingerprints(self, end: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
+        """Fingerprint the records and the movements of money before a position, whatever their order.
+
+        Gives (count, XOR, sum) over words of the addresses, and (count, sum of nano-units x (position + 1)).
+        """
+        word = "('x' || encode(substring(address, {}, 8), 'hex'))::bit(64)::bigint"
+        records = await self._one(
+            f"SELECT count(*), coalesce(bit_xor({word.format(1)}), 0), coalesce(sum(({word.format(17)})::numeric), 0)::text"
+            " FROM events WHERE position < %s",
+            end,
+        )
+        moves = await self._one(
+            "SELECT count(*), coalesce(sum(amount_nano * (position + 1)), 0)::text FROM postings"
+            " WHERE position < %s AND amount_nano <> 0",
+            end,
+        )
+        return (records[0], records[1], int(records[2])), (moves[0], int(moves[1]))
+
     async def firsts(self, streams: Sequence[str]) -> list[Stored]:
         """Read the first record of each of some streams."""
         rows = await self._all(

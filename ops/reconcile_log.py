@@ -49,7 +49,8 @@ _SOURCES: dict[str, str] = {
         " WHERE position('\"money\":['::bytea IN e.record) > 0"
     ),
     RECORDS.name: (
-        "SELECT e.position, 0::bigint AS leg, e.address, e.tenant, e.stream, e.record, length(e.record)::bigint AS amount,"
+        "SELECT e.position, 0::bigint AS leg, e.address, e.tenant, e.stream, e.record,"
+        " length(e.record)::bigint AS amount,"
         # The first member called `at` is the envelope's: only `actor` stands before it.
         " left(split_part(convert_from(e.record, 'UTF8'), '\"at\":\"', 2), 10) AS day FROM events AS e WHERE true"
     ),
@@ -66,7 +67,8 @@ _SOURCES: dict[str, str] = {
         " coalesce(j.d #>> '{cost,currency}', '') AS currency, e.stream,"
         " trunc(coalesce((j.d #>> '{cost,amount}')::numeric, 0) * 1000000000) AS amount"
         " FROM events AS e CROSS JOIN LATERAL (SELECT c.r, c.r -> 'data' AS d"
-        " FROM (SELECT convert_from(e.record, 'UTF8')::jsonb AS r OFFSET 0) AS c OFFSET 0) AS j WHERE e.type = 'usage.metered'"
+        " FROM (SELECT convert_from(e.record, 'UTF8')::jsonb AS r OFFSET 0) AS c OFFSET 0) AS j"
+        " WHERE e.type = 'usage.metered'"
     ),
 }
 _MORE: dict[str, tuple[str, ...]] = {
@@ -81,7 +83,8 @@ _MORE: dict[str, tuple[str, ...]] = {
 _ROW_COLUMNS: dict[str, tuple[str, ...]] = {
     ENTRIES.name: ENTRIES.columns,
     RECORDS.name: (
-        "position", "leg", "address", "tenant", "split_part(stream, '/', 1)", "stream", "j ->> 'version'", "j ->> 'type'",
+        "position", "leg", "address", "tenant", "split_part(stream, '/', 1)", "stream", "j ->> 'version'",
+        "j ->> 'type'",
         "j ->> 'schema'", "j ->> 'at'", "j ->> 'actor'", "coalesce(j ->> 'correlation', '')",
         "coalesce(j ->> 'causation', '')", "record",
     ),
@@ -114,7 +117,8 @@ def _folds(table: Table) -> str:
 
 def _totals(values: Sequence[Any]) -> Totals:
     numbers = [int(value) for value in values]
-    return Totals(*numbers[:7], tuple(numbers[7:]))
+    rows, amount, weighted, x0, x1, s2, digest = numbers[:7]
+    return Totals(rows, amount, weighted, x0, x1, s2, digest, tuple(numbers[7:]))
 
 
 class Standing(NamedTuple):

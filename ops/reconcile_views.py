@@ -14,7 +14,9 @@ from ops.clickhouse import ClickHouse
 from ops.clickhouse_migrate import clickhouse_migrations, on_cluster, statements
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW bi\.(\w+)")
-_SELECT = re.compile(r"^AS\s+((?:SELECT|WITH)\b.*?)(?:\nCOMMENT '(?:[^'\\]|\\.|'')*')?\s*\Z", re.DOTALL | re.MULTILINE)
+_SELECT = re.compile(
+    r"^AS\s+((?:SELECT|WITH)\b.*?)(?:\nCOMMENT '(?:[^'\\]|\\.|'')*')?\s*\Z", re.DOTALL | re.MULTILINE
+)
 
 
 class WrongView(NamedTuple):
@@ -52,7 +54,9 @@ async def wrong_views(clickhouse: ClickHouse) -> tuple[int, list[WrongView]]:
     wanted = view_statements()
     wrong = []
     for name, statement in sorted(wanted.items()):
-        printed = await clickhouse.rows("SELECT formatQuerySingleLine({q:String})", {"q": select_of(statement)})
+        printed = await clickhouse.rows(
+            "SELECT formatQuerySingleLine({q:String})", {"q": select_of(statement)}
+        )
         if there.get(name) != printed[0][0]:
             wrong.append(WrongView(name, str(printed[0][0]), there.get(name)))
     return len(wanted), wrong

@@ -48,7 +48,8 @@ _MORE: dict[str, tuple[str, ...]] = {
     RECORDS.name: (),
     USAGE.name: (
         "sum(toUInt128(requests))", "sumIf(toUInt128(requests), status = 'error')", "sum(toUInt128(tokens_in))",
-        "sum(toUInt128(tokens_out))", "sum(toUInt128(tokens_cached))", "sumIf(toUInt128(requests), latency_ms IS NOT NULL)",
+        "sum(toUInt128(tokens_out))", "sum(toUInt128(tokens_cached))",
+        "sumIf(toUInt128(requests), latency_ms IS NOT NULL)",
         "sum(toUInt128(ifNull(latency_ms, 0)))", "max(intDiv(ifNull(latency_ms, 0), greatest(requests, 1)))",
     ),
 }  # fmt: skip
@@ -63,11 +64,11 @@ _STATED = (
 # Of a rollup: what each of its columns must be, by the names of Totals and of the table's further sums.
 _ROLLUPS: dict[str, dict[str, str]] = {
     ENTRIES.name: {
-        "count": "entries", "sum": "net * 1000000000", "weighted": "weighted", "x0": "x0", "x1": "x1", "s2": "s2",
+        "rows": "entries", "amount": "net * 1000000000", "weighted": "weighted", "x0": "x0", "x1": "x1", "s2": "s2",
         "debits": "debits * 1000000000", "credits": "credits * 1000000000",
     },
     USAGE.name: {
-        "count": "readings", "sum": "cost * 1000000000", "x0": "x0", "s2": "s2",
+        "rows": "readings", "amount": "cost * 1000000000", "x0": "x0", "s2": "s2",
         **{name: name for name in USAGE.more},
     },
 }  # fmt: skip
@@ -107,7 +108,8 @@ def _folds(table: Table) -> str:
 
 def _totals(values: Sequence[Any]) -> Totals:
     numbers = [int(value) for value in values]
-    return Totals(*numbers[:7], tuple(numbers[7:]))
+    rows, amount, weighted, x0, x1, s2, digest = numbers[:7]
+    return Totals(rows, amount, weighted, x0, x1, s2, digest, tuple(numbers[7:]))
 
 
 def _source(table: Table, account: str | None, final: bool = True) -> str:

@@ -223,6 +223,13 @@ class Settings(BaseSettings):
         25_000, ge=0, le=1_000_000, description="Fee on each release, in millionths of the sum."
     )
 
+    # ---- reconciliation
+    reconcile_at_utc: str = Field(
+        "02:30",
+        pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$",
+        description="When the log is held against ClickHouse each night, hour and minute in UTC.",
+    )
+
     # ---- what the service says about itself
     log_level: LogLevel = Field(LogLevel.INFO, description="Least level written to stderr.")
     log_format: LogFormat = Field(LogFormat.JSON, description="Form of the lines on stderr.")

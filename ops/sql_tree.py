@@ -417,11 +417,13 @@ def is_type(text: str) -> bool:
 def _in(node: Node) -> Node:
     """Turn a table on the right of IN into a query over it, which is then scoped like any other."""
     arguments = node.get("arguments")
-    given = arguments.get("children") if isinstance(arguments, dict) else None
-    if not isinstance(given, list) or len(given) != 2 or not isinstance(given[1], dict):
+    if not isinstance(arguments, dict) or arguments.keys() != _LIST_KEYS:
         raise denied("IN takes two arguments")
-    if arguments.keys() != _LIST_KEYS or arguments["type"] != "ExpressionList":
-        raise denied("A list of expressions is expected")
+    given = arguments["children"]
+    if arguments["type"] != "ExpressionList" or not isinstance(given, list) or len(given) != 2:
+        raise denied("IN takes two arguments")
+    if not isinstance(given[1], dict):
+        raise denied("IN takes two arguments")
     right = given[1]
     if right.get("type") == "Function" and str(right.get("name")).lower() == "format":
         raise denied("A table function on the right of IN is not allowed")

@@ -78,6 +78,11 @@ class Upstream:
         sql = "SELECT name FROM system.functions UNION ALL SELECT name FROM system.table_functions"
         return [str(row[0]) for row in await self._ask(f"{sql} FORMAT JSONCompact")]
 
+    async def greeting(self) -> tuple[str, str]:
+        """Tell the engine's version and time zone."""
+        row = (await self._ask("SELECT version(), timezone() FORMAT JSONCompact"))[0]
+        return str(row[0]), str(row[1])
+
     async def kill(self, query_id: str) -> None:
         """End a statement by its id."""
         await self._ask(f"KILL QUERY WHERE query_id = '{_plain(query_id)}' ASYNC FORMAT JSONCompact")

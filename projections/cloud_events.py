@@ -164,16 +164,15 @@ def billing_attributes(data: Any, at: str) -> Headers:
     Units: amounts are decimals in units of the currency; with several currencies both are lists in one order.
     """
     found: Headers = [("ce_recordedtime", at)]
-    accounts, operations, nanos = _entries(data.money)
-    if not nanos:
-        nanos = _stated(data.amount) or _stated(data.cost)
+    accounts, operations, sums = _entries(data.money)
+    sums = sums or _stated(data.amount) or _stated(data.cost)
     if operations:
         found.append(("ce_operations", ",".join(operations)))
     if accounts:
         found.append(("ce_accounts", ",".join(accounts)))
-    if nanos:
-        found.append(("ce_currency", ",".join(nanos)))
-        found.append(("ce_amount", ",".join(print_nano(nano, currency) for currency, nano in nanos.items())))
+    if sums:
+        found.append(("ce_currency", ",".join(sums)))
+        found.append(("ce_amount", ",".join(sums.values())))
     for member, attribute in ATTRIBUTES.items():
         value = getattr(data, member)
         if value is not None and not isinstance(value, dict | list):
@@ -181,28 +180,32 @@ def billing_attributes(data: Any, at: str) -> Headers:
     return found
 
 
-def _entries(money: Any) -> tuple[list[str], list[str], dict[str, int]]:
+def _entries(money: Any) -> tuple[dict[str, None], dict[str, None], dict[str, str]]:
     """List accounts and operations in the order of the entries, and sum what is moved or held by currency."""
     accounts: dict[str, None] = {}
     operations: dict[str, None] = {}
-    nanos: dict[str, int] = {}
+    sums: dict[str, str] = {}
     for entry in money or ():
         operations[entry["op"]] = None
-        legs = entry.get("postings") or ([entry] if "account" in entry else [])
-        accounts.update((leg["account"], None) for leg in legs)
-        # A debit is positive: the positive legs of a transfer sum to what it moves.
-        amounts = [parse_nano(leg["amount"]) for leg in legs if "amount" in leg]
-        moved = sum(nano for nano in amounts if nano > 0)
-        if moved:
-            nanos[entry["currency"]] = nanos.get(entry["currency"], 0) + moved
-    return list(accounts), list(operations), nanos
+        for leg in entry.get("postings") or ([entry] if "account" in entry else ()):
+            accounts[leg["account"]] = None
+            amount = leg.get("amount")
+            # Debits are positive; the positive legs of a transfer sum to what it moves, and most have one.
+            if amount is not None and amount[0] != "-":
+                currency = entry["currency"]
+                sums[currency] = _sum(sums[currency], amount, currency) if currency in sums else amount
+    return accounts, operations, sums
 
 
-def _stated(money: Any) -> dict[str, int]:
+def _sum(one: str, other: str, currency: str) -> str:
+    return print_nano(parse_nano(one) + parse_nano(other), currency)
+
+
+def _stated(money: Any) -> dict[str, str]:
     """Read a sum that an event states without moving it here, such as an escrow that is given back."""
     if not isinstance(money, dict) or money.get("currency") not in CURRENCY_DIGITS:
         return {}
     try:
-        return {money["currency"]: parse_nano(money["amount"])}
+        return {money["currency"]: print_nano(parse_nano(money["amount"]), money["currency"])}
     except (KeyError, AmountInvalidError):
         return {}

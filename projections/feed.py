@@ -28,7 +28,7 @@ log = telemetry.logger(__name__)
 TAIL_RECORDS_MAX = 128
 RECENT_RECORDS_MAX = 4_096
 # So far from the end one who follows reads by itself.
-NEAR_RECORDS_MAX = 512
+NEAR_RECORDS_MAX = 8
 RECENT_BYTES_MAX = 16_000_000
 # One page of a subscriber that catches up: so many records are looked at, so many given.
 SCAN_RECORDS_MAX = 10_000
@@ -173,11 +173,20 @@ class LogFeed:
         start = self.next
         if self._listener.size <= start:
             await self._listener.wait(start, IDLE_S)
-        end = min(self._listener.size, start + TAIL_RECORDS_MAX)
-        page = await self.reader.told(start, end) if end > start else []
+        end = min(self._listener.size, start + min(TAIL_RECORDS_MAX, self.limits.buffer_records_max // 4))
+        page = self._cut(await self.reader.told(start, end)) if end > start else []
         # Meanwhile the last one may have left and another joined elsewhere: then this page is nobody's.
         if page and self._live and self.next == start:
             self._hand_out(page)
+
+    def _cut(self, page: Sequence[Told]) -> Sequence[Told]:
+        """Keep what fills no more than a quarter of a buffer: between two steps every subscriber can take."""
+        held_bytes = 0
+        for count, told in enumerate(page, 1):
+            held_bytes += len(told.record)
+            if held_bytes > self.limits.buffer_bytes_max // 4:
+                return page[:count]
+        return page
 
     def _hand_out(self, page: Sequence[Told]) -> None:
         for told in page:

@@ -139,6 +139,7 @@ class Follower:
                 await self._sink.apply(batch)
                 position = batch.end
                 self._applied(batch, max(size, self._listener.size), time.perf_counter() - started_s)
+            await self._sink.idle()
         finally:
             if reading is not None:
                 reading.cancel()

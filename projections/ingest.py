@@ -51,6 +51,8 @@ BUG = "internal"
 MESSAGES_MAX = 1_000
 MESSAGE_BYTES_MAX = 65_536
 WAIT_S = 0.25
+# How often a leader makes sure that it is one, and that it reads all there is.
+LOOK_S = 5.0
 INGESTER = Caller("ingest", "platform", frozenset({"service"}))
 
 # CloudEvents, binary mode: what a header says counts where the value says nothing.
@@ -61,6 +63,9 @@ _answers = msgspec.json.Decoder(Metered)
 
 class Source(Protocol):
     """Where messages come from; ops.kafka has the real one. Everything blocks; one thread at a time."""
+
+    def partitions(self) -> list[int]:
+        """List the partitions there are."""
 
     def go_to(self, offsets: Mapping[int, int]) -> None:
         """Read every partition from the offset given, from its beginning where none is given."""
@@ -254,6 +259,7 @@ class Ingest:
         self._topic = topic
         self._messages_max = messages_max
         self._observe = observe or (lambda _: None)
+        self._partitions: list[int] = []
         self._intake = Intake(runtime.ledger, DeadLetters(runtime.reader.pool), self._observe)
 
     async def run(self) -> None:
@@ -274,8 +280,12 @@ class Ingest:
 
     async def _follow(self, source: Source, place: Place) -> None:
         await self._begin(source, await asyncio.to_thread(source.kept))
+        looked_s = self._now_s()
         while True:
-            await place.look()
+            if self._now_s() - looked_s > LOOK_S:
+                looked_s = self._now_s()
+                await place.look()
+                await self._join_new_partitions(source)
             try:
                 messages = await asyncio.to_thread(source.read, self._messages_max, WAIT_S)
             except OffsetLostError as gap:
@@ -288,6 +298,9 @@ class Ingest:
                 await self._step(source, messages)
             telemetry.INGEST_LAG.labels(self._topic).set(await asyncio.to_thread(source.lag))
 
+    def _now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
     async def _step(self, source: Source, messages: Sequence[Arrived]) -> None:
         offsets = await asyncio.to_thread(source.next_offsets)
         await self._intake.take(messages)
@@ -296,7 +309,13 @@ class Ingest:
 
     async def _begin(self, source: Source, offsets: Mapping[int, int]) -> None:
         await asyncio.to_thread(source.go_to, offsets)
-        log.info("ingest_begins", topic=self._topic, offsets=dict(offsets))
+        self._partitions = await asyncio.to_thread(source.partitions)
+        log.info("ingest_begins", topic=self._topic, partitions=self._partitions, offsets=dict(offsets))
+
+    async def _join_new_partitions(self, source: Source) -> None:
+        """Read partitions that were added since; the others go on where they are kept."""
+        if await asyncio.to_thread(source.partitions) != self._partitions:
+            await self._begin(source, await asyncio.to_thread(source.kept))
 
 
 def open_topic(kafka: Kafka, topic: str = TOPIC) -> Source:

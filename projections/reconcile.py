@@ -50,6 +50,9 @@ class Scope(NamedTuple):
         return "all" if self.account is None else f"account {self.account}"[:200]
 
 
+WHOLE = Scope()
+
+
 @dataclass
 class Comparison:
     """What a reconciliation came to.
@@ -80,12 +83,12 @@ class Comparison:
         return self.found.count == 0
 
 
-def _silent(what: str, done: int) -> None:
+def silent(what: str, done: int) -> None:
     """Say nothing about progress."""
 
 
 async def compare(
-    url: str, clickhouse: ClickHouse, scope: Scope = Scope(), progress: Progress = _silent
+    url: str, clickhouse: ClickHouse, scope: Scope = WHOLE, progress: Progress = silent
 ) -> Comparison:
     """Compare the log in a database with a ClickHouse; nothing is changed.
 
@@ -193,7 +196,10 @@ class _Run:
     def _groups(
         self, table: Table, bound: int, account: str | None
     ) -> tuple[bool, list[tuple[Key, Totals, RollupRow | None]], list[RollupRow]]:
-        """Merge the groups of both sides and of the rollup; tell whether any differ, and which rollup rows to look at."""
+        """Merge the groups of both sides and of the rollup.
+
+        Gives whether any differ, the rows of the rollup that are wrong, and those that went on while they were read.
+        """
         differs, stale, moving = False, [], []
         rows = groups = self._follower_rows = 0
         rollup = self._warehouse.rollup(table, account) if table.rollup else iter(())
@@ -202,13 +208,13 @@ class _Run:
             self._warehouse.groups(table, bound, account),
             ((row.key, row) for row in rollup),
         )
-        for key, (log, warehouse, row) in merged(sides):
-            log = log or EMPTY
-            differs = differs or log != (warehouse or EMPTY)
-            rows, groups = rows + log.count, groups + bool(log.count)
-            self._follower_rows += (warehouse or EMPTY).count
+        for key, (said, there, row) in merged(sides):
+            log, warehouse = said or EMPTY, there or EMPTY
+            differs = differs or log[:7] != warehouse[:7]
+            rows, groups = rows + log.rows, groups + bool(log.rows)
+            self._follower_rows += warehouse.rows
             if table is ENTRIES:
-                self._nets[key[0]] = self._nets.get(key[0], 0) + log.sum
+                self._nets[key[0]] = self._nets.get(key[0], 0) + log.amount
             if table.rollup:
                 if row is not None and row.upto > bound:
                     moving.append(row)
@@ -223,6 +229,9 @@ class _Run:
         self, table: Table, stale: list[tuple[Key, Totals, RollupRow | None]], moving: list[RollupRow]
     ) -> None:
         """Name rollup rows that do not say what the log says, or what the entries they count say."""
+        if self._scope.as_of is not None:
+            # Asked about an earlier day: these count what came later, and say nothing about then.
+            moving = []
         self.result.rollup_rows += len(moving)
         counted = self._warehouse.groups_upto(table, moving[:MOVING_MAX])
         stale += [
@@ -233,7 +242,7 @@ class _Run:
         for key, right, there in stale:
             self.result.tables_apart.add(table.name)
             words = _rollup_words(table, right, there)
-            self._add("stale_rollup", str(table.rollup), texts(key), max(1, right.count), words)
+            self._add("stale_rollup", str(table.rollup), texts(key), max(1, right.rows), words)
 
     def _beyond(self, table: Table) -> None:
         """Name rows of records the log does not have: by now, since the log goes on while it is compared."""
@@ -279,7 +288,7 @@ class _Run:
 def agrees(table: Table, right: Totals, row: RollupRow | None) -> bool:
     """Say whether a row of a rollup counts exactly what it must; a group without rows needs none."""
     if row is None:
-        return right.count == 0
+        return right.rows == 0
     return row.said == _must_say(table, right, row)
 
 
@@ -291,10 +300,12 @@ def _must_say(table: Table, right: Totals, row: RollupRow) -> dict[str, int]:
 def _rollup_words(table: Table, right: Totals, row: RollupRow | None) -> list[Change]:
     """List what a row of a rollup says, and what it must say."""
     if row is None:
-        return [Change("rows", str(right.count), None)]
-    money = {"sum", "debits", "credits"}
+        return [Change("rows", str(right.rows), None)]
+    money = {"amount", "debits", "credits"}
     return [
-        Change(name, units(value) if name in money else str(value), units(said) if name in money else str(said))
+        Change(
+            name, units(value) if name in money else str(value), units(said) if name in money else str(said)
+        )
         for name, value in _must_say(table, right, row).items()
         if (said := row.said[name]) != value
     ]

@@ -46,7 +46,8 @@ class Differences:
         ):  # fmt: skip
             self._open = Difference(
                 known.kind, known.table, known.key if known.key == difference.key else "", known.position,
-                difference.last, known.rows + difference.rows, known.address, known.stream, known.changes, known.harmless,
+                difference.last, known.rows + difference.rows, known.address, known.stream, known.changes,
+                known.harmless,
             )  # fmt: skip
             return
         self.settle()
@@ -94,12 +95,12 @@ class Search:
     def _range(self, start: int, end: int, log: Totals, warehouse: Totals) -> None:
         self.ranges += 1
         if _bare(log) == _bare(warehouse):
-            if log.count:
+            if log.rows:
                 self._found.settle()
             return
         if self._rows_read > ROWS_MAX:
             self._tell_range(start, end, log, warehouse)
-        elif not log.count or not warehouse.count:
+        elif not log.rows or not warehouse.rows:
             self._tell_side(start, end)
         elif end - start <= LEAF:
             self._tell_rows(start, end)
@@ -116,11 +117,11 @@ class Search:
 
     def _tell_range(self, start: int, end: int, log: Totals, warehouse: Totals) -> None:
         """Name a range whose rows are too many to be read."""
-        rows = log.count - warehouse.count
+        rows = log.rows - warehouse.rows
         kind: Kind = "missing" if rows > 0 else "extra" if rows < 0 else "altered"
-        words = [Change("rows", str(log.count), str(warehouse.count))]
+        words = [Change("rows", str(log.rows), str(warehouse.rows))]
         self._found.add(
-            Difference(kind, self._table.name, "", start, end - 1, abs(rows) or log.count, None, None, words)
+            Difference(kind, self._table.name, "", start, end - 1, abs(rows) or log.rows, None, None, words)
         )
 
     def _tell_side(self, start: int, end: int) -> None:

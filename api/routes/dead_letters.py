@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from api.http import (
     WRITE_PROBLEMS,
     Cursor,
+    Id,
     JsonRoute,
     Limit,
     Open,
@@ -23,7 +24,7 @@ from api.http import (
     page_of,
 )
 from domain.billing.accounts import PLATFORM
-from domain.errors import ForbiddenError, InvalidCursorError
+from domain.errors import DeadLetterNotFoundError, ForbiddenError, InvalidCursorError
 from domain.fields import Command, JsonObject, Reason
 from domain.ledger import Caller
 from ops.dead_letters import DeadLetter, DeadLetters
@@ -52,7 +53,6 @@ LETTER = object_of(
 )
 WHOLE_LETTER = {"allOf": [LETTER, object_of(payload=["string", "null"], payload_base64=["string", "null"])]}
 
-LetterId = Annotated[int, Path(ge=1, le=2**62)]
 Word = Annotated[str | None, Query(max_length=128, pattern=r"^[ -~]+$")]
 
 
@@ -76,6 +76,16 @@ def _check(who: Caller, *more: str) -> None:
     ours = who.tenant == PLATFORM and who.roles & {"billing", *more}
     if "operator" not in who.roles and not ours:
         raise ForbiddenError("dead letters are for operators, and for the platform's own billing")
+
+
+def _number(letter_id: str) -> int:
+    """Read the number of a letter; whatever is none is nobody's.
+
+    Errors: dead_letter_not_found.
+    """
+    if not letter_id.isascii() or not letter_id.isdigit() or len(letter_id) > 18:
+        raise DeadLetterNotFoundError(id=letter_id)
+    return int(letter_id)
 
 
 def shown(letter: DeadLetter, *, whole: bool = False) -> dict[str, Any]:
@@ -134,28 +144,28 @@ async def list_dead_letters(
 
 
 @router.get("/dead_letters/{letter_id}", responses=answers(WHOLE_LETTER))
-async def get_dead_letter(letter_id: LetterId, opened: Open, who: Who) -> Response:
+async def get_dead_letter(letter_id: Id, opened: Open, who: Who) -> Response:
     """Show a dead letter with its payload."""
     _check(who, "auditor")
-    return json_response(shown(await DeadLetters(opened.reader.pool).get(letter_id), whole=True))
+    return json_response(shown(await DeadLetters(opened.reader.pool).get(_number(letter_id)), whole=True))
 
 
 @router.post("/dead_letters/{letter_id}/requeue", responses=answers(LETTER, WRITE_PROBLEMS))
 async def requeue_dead_letter(
-    letter_id: LetterId, opened: Open, who: Who, body: RequeueDeadLetter | None = None
+    letter_id: Id, opened: Open, who: Who, body: RequeueDeadLetter | None = None
 ) -> Response:
     """Have a dead letter taken in again; it is closed once it is in the log, and stays open where it is not."""
     _check(who)
     mended = None if body is None else body.reading
     letters = DeadLetters(opened.reader.pool)
-    return json_response(shown(await requeue(opened.ledger, letters, letter_id, who, mended)))
+    return json_response(shown(await requeue(opened.ledger, letters, _number(letter_id), who, mended)))
 
 
 @router.post("/dead_letters/{letter_id}/discard", responses=answers(LETTER, WRITE_PROBLEMS))
-async def discard_dead_letter(
-    letter_id: LetterId, command: DiscardDeadLetter, opened: Open, who: Who
-) -> Response:
+async def discard_dead_letter(letter_id: Id, command: DiscardDeadLetter, opened: Open, who: Who) -> Response:
     """Give a dead letter up, with a reason; it is kept, and never taken in."""
     _check(who)
     letters = DeadLetters(opened.reader.pool)
-    return json_response(shown(await letters.mark(letter_id, "discarded", who.subject, command.reason)))
+    return json_response(
+        shown(await letters.mark(_number(letter_id), "discarded", who.subject, command.reason))
+    )

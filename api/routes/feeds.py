@@ -212,7 +212,7 @@ LastEventId = Annotated[
 Follow = Annotated[bool, Query(description="Whether to wait for more at the end of the log.")]
 
 
-@router.get("/v1/log/feed", responses=_ANSWERS, response_class=FeedResponse)
+@router.get("/v1/log/feed", responses=_ANSWERS, response_class=Response)
 async def follow_log(
     request: Request, opened: Open, who: Who,
     types: Types = [], streams: Streams = [],  # noqa: B006 - FastAPI copies defaults

@@ -11,21 +11,24 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from api.routes.sql_hello import hello, is_hello
 from api.routes.sql_request import QUERY_ID, Asked, read_body, read_fields, read_request, token_of
 from domain.errors import LedgerError, UnauthorizedError
 from domain.ledger import Caller
 from ops import telemetry
+from ops.clickhouse import clickhouse_places
 from ops.settings import Settings
 from ops.sql_allowed import DATABASE
 from ops.sql_errors import SqlRefusal, denied
@@ -56,6 +59,9 @@ _PASSED_ON = (
 _COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "lz4", "identity"})
 
 
+Places = Callable[[], AbstractAsyncContextManager[Sequence[Locate]]]
+
+
 class ClientLeftError(Exception):
     """The client closed its connection; there is nobody to answer."""
 
@@ -73,14 +79,16 @@ class Account:
 
 
 class SqlEndpoint:
-    """The endpoint as an ASGI application; `places` tells where ClickHouse is once the service has opened it."""
+    """The endpoint as an ASGI application.
 
-    def __init__(
-        self, settings: Settings, tokens: TokenGate, places: Callable[[], Sequence[Locate] | None]
-    ) -> None:
+    `places` opens a ClickHouse and tells where it is, for the service and for the reader. It is opened by the first
+    statement, so that a service nobody asks in SQL starts no engine.
+    """
+
+    def __init__(self, settings: Settings, tokens: TokenGate, places: Places | None = None) -> None:
         self._settings = settings
         self._tokens = tokens
-        self._places = places
+        self._places = places or (lambda: clickhouse_places(settings))
         self._limits = Limits(
             settings.sql_time_s_max,
             settings.sql_rows_max,
@@ -88,13 +96,15 @@ class SqlEndpoint:
             settings.sql_result_bytes_max,
         )
         self._opened: tuple[Upstream, Gate] | None = None
+        self._opening = asyncio.Lock()
+        self._held = AsyncExitStack()
         self._slots = Slots(settings.sql_concurrency_max)
 
     async def close(self) -> None:
-        """Let go of the connections to ClickHouse."""
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            await opened[0].close()
+        """Let go of ClickHouse."""
+        async with self._opening:
+            self._opened = None
+            await self._held.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -119,15 +129,19 @@ class SqlEndpoint:
         await self.close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def upstream(self) -> tuple[Upstream, Gate]:
+    async def upstream(self) -> tuple[Upstream, Gate]:
         """Give the ClickHouse behind this, and the gate before it."""
-        places = self._places()
-        if places is None:
-            raise SqlRefusal(210, "There is no ClickHouse behind this service at the moment")
-        if self._opened is None:
-            service, reader = places
-            upstream = Upstream(service, reader)
-            self._opened = (upstream, Gate(upstream, self._limits))
+        async with self._opening:
+            if self._opened is None:
+                try:
+                    service, reader = await self._held.enter_async_context(self._places())
+                except LedgerError as error:
+                    raise SqlRefusal(
+                        210, "There is no ClickHouse behind this service at the moment"
+                    ) from error
+                upstream = Upstream(service, reader)
+                self._held.push_async_callback(upstream.close)
+                self._opened = (upstream, Gate(upstream, self._limits))
         return self._opened
 
     async def caller(self, headers: Headers, fields: dict[str, str]) -> Caller:
@@ -269,13 +283,16 @@ class Exchange:
                     await work
 
     async def _run(self, asked: Asked, caller: Caller) -> None:
-        upstream, gate = self._endpoint.upstream()
+        upstream, gate = await self._endpoint.upstream()
         everybody = bool(caller.roles & READERS_OF_ALL) or caller.tenant == PLATFORM
         settings: dict[str, str] = {}
         for name, value in asked.settings.items():
             gate.set(name, value, settings)
         if asked.flag("compress"):
             raise SqlRefusal(48, "Framed answers (compress=1) are not given here; use Accept-Encoding")
+        if not self._of_server and is_hello(asked):
+            await self._greet(upstream)
+            return
         checked = await gate.check(asked.statement, Rows(None if everybody else caller.tenant))
         self._account.shape = checked.shape
         form = checked.format or format_name(asked.format) or "TabSeparated"
@@ -290,12 +307,27 @@ class Exchange:
             async with reading as answer:
                 await self._relay(answer, everybody)
         except asyncio.CancelledError:
-            if self._endpoint._settings.clickhouse_url is not None:
+            if self._of_server:
                 # A server may not notice that its client has gone; the embedded engine does.
                 with contextlib.suppress(SqlRefusal):
                     await asyncio.shield(upstream.kill(query_id))
             raise
         self._account.outcome = "done"
+
+    @property
+    def _of_server(self) -> bool:
+        return self._endpoint._settings.clickhouse_url is not None
+
+    async def _greet(self, upstream: Upstream) -> None:
+        body = hello(SERVER_NAME, *await upstream.greeting())
+        self._began = True
+        self._account.outcome, self._account.sent_bytes = "done", len(body)
+        headers = {
+            **self._own_headers(),
+            "Content-Type": "application/octet-stream",
+            "X-ClickHouse-Format": "Native",
+        }
+        await Response(body, headers=headers)(self._scope, self._receive, self._send)
 
     def _fields(
         self,
@@ -317,12 +349,12 @@ class Exchange:
         if not everybody:
             # It would count rows that were read, of every tenant.
             fields["output_format_write_statistics"] = "0"
-        if self._endpoint._settings.clickhouse_url is not None:
+        if self._of_server:
             fields["cancel_http_readonly_queries_on_client_close"] = "1"
         for name in ("wait_end_of_query", "enable_http_compression"):
             if asked.flag(name):
                 fields[name] = "1"
-        if version := asked.fields.get("client_protocol_version"):
+        if self._of_server and (version := asked.fields.get("client_protocol_version")):
             fields["client_protocol_version"] = version
         return fields | {"database": DATABASE, "default_format": form, "query_id": query_id}
 
@@ -390,12 +422,16 @@ def _refused(refusal: SqlRefusal, headers: dict[str, str]) -> PlainTextResponse:
 
 
 def sql_app(state: Any) -> SqlEndpoint:
-    """Make the endpoint of an application, once: `state` has settings, tokens and, when it is open, clickhouse.
+    """Make the endpoint of an application, once: `state` has its settings and tokens.
 
-    `clickhouse` is where ClickHouse is, for the service and for the reader (as `clickhouse_places` tells), or None.
+    Where `state.clickhouse` is given, it is where ClickHouse is, for the service and for the reader; otherwise the
+    endpoint opens the ClickHouse of the settings itself. Whoever runs the application closes it in the end.
     """
     if getattr(state, "sql", None) is None:
-        state.sql = SqlEndpoint(state.settings, state.tokens, lambda: getattr(state, "clickhouse", None))
+        given = getattr(state, "clickhouse", None)
+        state.sql = SqlEndpoint(
+            state.settings, state.tokens, None if given is None else lambda: nullcontext(given)
+        )
     endpoint: SqlEndpoint = state.sql
     return endpoint
 
@@ -404,7 +440,12 @@ class Mounted:
     """The endpoint under /clickhouse of the API's own port."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = _MEASURED_AS
         await sql_app(scope["app"].state)(scope, receive, send)
+
+
+# What requests are counted under.
+_MEASURED_AS = SimpleNamespace(path="/clickhouse")
 
 
 routes = tuple(

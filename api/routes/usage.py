@@ -58,7 +58,10 @@ BODY = {
             "type": "array",
             "minItems": 1,
             "maxItems": READINGS_MAX,
-            "items": Reading.model_json_schema(),
+            # One that is no reading is no fault of the request: it is answered for under `rejected`.
+            "items": {
+                "anyOf": [Reading.model_json_schema(), {"description": "Anything else is rejected alone."}]
+            },
         }
     },
 }

@@ -20,14 +20,15 @@ SEPARATOR = "\x1f"
 class Totals(NamedTuple):
     """The fingerprint of a set of rows.
 
-    Units: `sum` adds amounts up (nano-units of money, bytes of records); `weighted` adds amount x (position + 1), so
-           that two alterations which cancel in the sum do not cancel here. x0 and x1 are the exclusive or of the
-           first and second eight bytes of addresses, s2 the sum of the third; `digest` the exclusive or over the
-           digests of whole rows. Eight bytes are read as a signed big-endian number. `more` holds further sums, by table.
+    Units: rows is how many; `amount` sums amounts up (nano-units of money, bytes of records); `weighted` sums
+           amount x (position + 1), so that two alterations which cancel in the sum do not cancel here. x0 and x1 are
+           the exclusive or of the first and second eight bytes of addresses, s2 the sum of the third; `digest` the
+           exclusive or over the digests of whole rows. Eight bytes are read as a signed big-endian number. `more`
+           holds further sums, by table.
     """
 
-    count: int = 0
-    sum: int = 0
+    rows: int = 0
+    amount: int = 0
     weighted: int = 0
     x0: int = 0
     x1: int = 0
@@ -91,8 +92,8 @@ DIGESTED: dict[str, tuple[str, ...]] = {
         "stream", "record_tenant", "actor",
     ),
     "usage": (
-        "position", "at", "occurred_at", "hour", "tenant", "source", "event_id", "provider", "model", "rental", "persona",
-        "status", "requests", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "cost", "currency",
+        "position", "at", "occurred_at", "hour", "tenant", "source", "event_id", "provider", "model", "rental",
+        "persona", "status", "requests", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "cost", "currency",
     ),
 }  # fmt: skip
 

@@ -75,3 +75,7 @@ class RelayFencedError(ConflictError, code="relay_fenced"):
 
 class RelayDivergedError(UnavailableError, code="relay_diverged", status=503, retry=Retry.NEVER):
     """Kafka holds records that are not in this log; the log was restored to an earlier state, or it is another one."""
+
+
+class RebuildDiffersError(UnavailableError, code="rebuild_differs", status=503, retry=Retry.NEVER):
+    """What was rebuilt does not agree with the log; the live tables were left as they are."""

@@ -29,7 +29,7 @@ def main() -> None:
 
     places = Places(root)
     places.prepare(told["memory_bytes_max"])
-    confined = confine([places.configuration], [places.data, places.temporary])
+    confined = confine([places.configuration], [places.data, places.temporary], told["memory_bytes_max"])
     serve(places, told, confined=confined)
 
 

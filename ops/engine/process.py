@@ -42,11 +42,12 @@ STOP_S_MAX = 12.0
 PORT_S_MAX = 6.0
 WATCH_INTERVAL_S = 0.25
 BACK_OFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
-# An engine that lived so long is not counted as one that cannot start.
-LIVED_S_MIN = 3.0
+# An engine that answered for so long is not counted as one that cannot start.
+LIVED_S_MIN = 1.0
 BACKLOG = 512
 MEMORY_SHARE_MAX = 0.5
 WORDS_BYTES_MAX = 4_000
+LOG_BYTES_MAX = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,10 @@ class EmbeddedClickHouse:
         self._listen()
         failures = 0
         while not self._stopping.is_set():
-            began = time.monotonic()
+            answered_at = float("inf")
             try:
                 self._spawn()
+                answered_at = time.monotonic()
                 self._ready.set()
                 self._await_end()
             except EngineStartError:
@@ -176,7 +178,7 @@ class EmbeddedClickHouse:
             self._end_engine()
             if self._stopping.is_set():
                 break
-            failures = 0 if time.monotonic() - began > LIVED_S_MIN else failures + 1
+            failures = 0 if time.monotonic() - answered_at > LIVED_S_MIN else failures + 1
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             code = self._engine.returncode if self._engine else None
             log.warning("the engine ended; it is started again", code=code, pause_s=pause_s)
@@ -270,12 +272,19 @@ def _started(root: Path, listener: int) -> subprocess.Popen[bytes]:
         "HOME": str(root / "tmp"),
         "TMPDIR": str(root / "tmp"),
     }
-    with (root / "engine.log").open("wb") as words:
+    with _log_of(root) as words:
         return subprocess.Popen(
             [sys.executable, "-m", "ops.engine"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words,
             cwd=root, env=environment, pass_fds=[listener], start_new_session=True,
         )  # fmt: skip
+
+
+def _log_of(root: Path) -> IO[bytes]:
+    # The words of an engine that died are kept, but not for ever.
+    path = root / "engine.log"
+    too_large = path.exists() and path.stat().st_size > LOG_BYTES_MAX
+    return path.open("wb" if too_large else "ab")
 
 
 def _tell(engine: subprocess.Popen[bytes], told: dict[str, Any]) -> None:

@@ -129,6 +129,8 @@ def decoded(body: bytes, encoding: str, bytes_max: int) -> bytes:
         if encoding == "deflate":
             inflater = zlib.decompressobj()
             content = inflater.decompress(body, bytes_max + 1)
+            if not inflater.eof and len(content) <= bytes_max:
+                raise ValueError("it ends too early")
         elif encoding in _ARROW_NAMES:
             content = _expanded(body, _ARROW_NAMES[encoding], bytes_max)
         else:

@@ -7,9 +7,11 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from domain.errors import BrokerUnavailableError
 from ops.runtime import open_runtime
 from ops.settings import LogLevel
 from ops.telemetry import configure_logging
@@ -41,7 +43,11 @@ async def live(plan: dict[str, Any]) -> None:
     )
     async with open_runtime(settings) as runtime:
         say(ready=True)
-        await Ingest(runtime, topic=plan["topic"], messages_max=plan["messages_max"], observe=observe).run()
+        ingest = Ingest(runtime, topic=plan["topic"], messages_max=plan["messages_max"], observe=observe)
+        while True:
+            with suppress(BrokerUnavailableError):
+                await ingest.run()
+            await asyncio.sleep(0.2)
 
 
 if __name__ == "__main__":

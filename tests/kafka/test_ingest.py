@@ -16,7 +16,9 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
-from confluent_kafka import Producer
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from domain.errors import BrokerUnavailableError
 from domain.ledger import Caller
@@ -24,6 +26,8 @@ from domain.values import moment_text
 from ops.dead_letters import DeadLetters
 from ops.kafka import Kafka
 from ops.runtime import Runtime, open_runtime
+from ops.telemetry import FOLLOWER_FAILURES
+from projections import ingest
 from projections.ingest import GROUP, TOPIC, Ingest, open_topic, requeue
 from tests.kafka.broker import Broker
 from tests.kafka.children import Child
@@ -91,13 +95,20 @@ def poison() -> list[tuple[bytes | None, str]]:
 class Scene:
     """A log, a topic, and a way to fill the one from the other."""
 
-    def __init__(self, runtime: Runtime, broker: Broker) -> None:
+    def __init__(self, runtime: Runtime, broker: Broker, partitions: int | None) -> None:
         self.runtime = runtime
         self.topic = f"{TOPIC}.{uuid4().hex}"
         self.letters = DeadLetters(runtime.reader.pool)
         self.kafka = Kafka(runtime.settings)
         self.ends: Counter[int] = Counter()
-        self._producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 5})
+        self._producer = Producer(
+            {"bootstrap.servers": broker.bootstrap, "linger.ms": 5, "topic.metadata.refresh.interval.ms": 500}
+        )
+        if partitions is not None:
+            new = NewTopic(self.topic, partitions, 1, config={"cleanup.policy": "compact,delete"})
+            admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+            for made in admin.create_topics([new]).values():
+                made.result(30)
         open_topic(self.kafka, self.topic).close()
 
     def send(self, values: Sequence[bytes | None], **more: Any) -> list[tuple[int, int]]:
@@ -189,11 +200,11 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(broker: Broker, url: str, place: Path) -> AsyncIterator[Scene]:
+async def scene(broker: Broker, url: str, place: Path, partitions: int | None = None) -> AsyncIterator[Scene]:
     """Open a log and a topic of its own."""
     settings = kafka_settings(url, place, broker.bootstrap, new_origin())
     async with open_runtime(settings) as runtime:
-        yield await asyncio.to_thread(Scene, runtime, broker)
+        yield await asyncio.to_thread(Scene, runtime, broker, partitions)
 
 
 def test_readings_are_taken_and_whatever_is_none_is_set_aside_with_its_reason(
@@ -258,6 +269,48 @@ def test_a_dead_letter_is_taken_in_mended_or_once_its_reason_has_passed(
             assert await s.taken() == Counter({"ok": 1, "n": 1})
             await s.letters.mark(by_code["message_not_json"].id, "discarded", "olga", "noise")
             assert await s.letters.list() == []
+
+    asyncio.run(play())
+
+
+def test_a_topic_of_others_is_taken_as_it_is_and_what_retention_took_is_told_and_passed_over(
+    broker: Broker, database_url: str, tmp_path: Path
+) -> None:
+    async def play() -> None:
+        async with scene(broker, database_url, tmp_path, partitions=1) as s:
+            s.send([packed(f"a{n}") for n in range(20)])
+            await s.ingest()
+            s.send([packed(f"b{n}") for n in range(20)])
+            # Ten of the new ones are gone before anybody read them.
+            admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+            for gone in admin.delete_records([TopicPartition(s.topic, 0, 30)]).values():
+                gone.result(30)
+            lost = FOLLOWER_FAILURES.labels("kafka.ingest", "offset_lost")._value.get()
+            await s.ingest()
+            assert await s.taken() == Counter([f"a{n}" for n in range(20)] + [f"b{n}" for n in range(10, 20)])
+            assert FOLLOWER_FAILURES.labels("kafka.ingest", "offset_lost")._value.get() == lost + 1
+
+    asyncio.run(play())
+
+
+def test_a_partition_that_is_added_is_read_too(
+    broker: Broker, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "LOOK_S", 0.2)
+
+    async def play() -> None:
+        async with scene(broker, database_url, tmp_path, partitions=1) as s, s.ingesting():
+            s.send([packed(f"a{n}") for n in range(20)])
+            await s.done()
+            admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+            for added in admin.create_partitions([NewPartitions(s.topic, 4)]).values():
+                added.result(30)
+            for _ in range(100):  # the producer hears of them in a moment
+                if len({partition for partition, _ in s.send([packed(uuid4().hex)] * 20)}) == 4:
+                    break
+                await asyncio.sleep(0.2)
+            assert set(s.ends) == {0, 1, 2, 3}
+            await s.done()
 
     asyncio.run(play())
 

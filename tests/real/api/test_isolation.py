@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
-from domain.billing import accounts
+from domain.billing import accounts, usage
+from domain.feeds import webhooks
 from domain.ledger import UseCase
 from domain.market import contracts, disputes, intents, offers, rounds, training
+from domain.values import moment_text
+from ops.dead_letters import DeadLetters, Letter
 from ops.tokens import ROLES
 from tests.real.api.world import UNSEEN, Speaker, World, intent_body, money, offer_body
 
@@ -50,6 +54,14 @@ def things(world: World) -> Things:
     transfer = owner.made("/v1/transfers", {"to_tenant": "gamma", "amount": money("1"), "memo": "alpha-memo"})
     owner.made("/v1/training/enable", {"reason": "alpha-reason"})
     event = world.operator.read(f"/v1/log/streams/contract/{done['id']}")["items"][0]
+    world.speaker(OWNER, "service").made("/v1/usage", {"readings": [reading(persona_id="alpha-persona")]})
+    used = owner.read("/v1/usage")["items"][0]
+    hook = owner.made("/v1/webhooks", {"url": "https://127.0.0.1/alpha-words"})
+    letter = Letter(
+        "message", "kafka.ingest", "slm.metrics", 0, 1, b"alpha-words", "message_not_json", "alpha-words"
+    )
+    world.service.run(DeadLetters(world.service.runtime.reader.pool).add([letter]))
+    (letter_id,) = [one["id"] for one in world.operator.read("/v1/dead_letters")["items"]]
     names = {
         "offer_id": offer["id"],
         "intent_id": done["round_intent_id"],
@@ -65,6 +77,9 @@ def things(world: World) -> Things:
         "id": done["id"],
         "size": 1,
         "path": "entries/000.p/1",
+        "usage_id": used["id"],
+        "letter_id": letter_id,
+        "webhook_id": hook["id"],
     }
     words = (
         OWNER,
@@ -73,10 +88,18 @@ def things(world: World) -> Things:
         "beta-words",
         "alpha-memo",
         "alpha-reason",
+        "alpha-persona",
         done["id"],
         dispute["id"],
     )
     return Things(owner, seller, names, words)
+
+
+def reading(**members: Any) -> dict[str, Any]:
+    """Make a reading of usage of now."""
+    now = moment_text(datetime.now(UTC))
+    said = {"source": "s", "event_id": "e", "occurred_at": now, "provider": "p", "model": "m"}
+    return said | {"tokens_in": 1, "tokens_out": 1} | members
 
 
 def routes(world: World) -> Iterator[Route]:
@@ -107,6 +130,13 @@ def body_for(route: Route, things: Things) -> Any:
         "/v1/training/enable": {"tenant": OWNER, "reason": "mine"},
         "/v1/training/disable": {"tenant": OWNER},
         "/v1/log/witnesses": {"vkey": "x"},
+        "/v1/usage": {"readings": [reading(tenant=OWNER)]},
+        "/v1/dead_letters/{letter_id}/requeue": {"reading": reading(tenant=OWNER)},
+        "/v1/dead_letters/{letter_id}/discard": {"reason": "mine"},
+        "/v1/webhooks": {"url": "https://127.0.0.1/mine"},
+        "/v1/webhooks/{webhook_id}": {"description": "mine now"},
+        "/v1/webhooks/{webhook_id}/pause": {"reason": "mine"},
+        "/v1/webhooks/{webhook_id}/redeliver": {"position": 0},
     }
     return bodies.get(route.path) if route.method in ("POST", "PATCH") else None
 
@@ -115,6 +145,8 @@ def ask(speaker: Speaker | None, world: World, route: Route, things: Things) -> 
     """Send a request to a route, with the others' names in its path and its parameters."""
     path = route.path.format(**things.names)
     params = {"position": things.names["position"], "first": 1, "second": 1} if "/proofs/" in path else {}
+    if route.path == "/v1/log/feed":
+        params = {"from": 0, "follow": "false"}
     body = body_for(route, things)
     if route.path == "/v1/datasets" and route.method == "POST":
         content = b"a,target\n1,1\n2,0\n"
@@ -138,6 +170,10 @@ def everything(world: World) -> dict[str, Any]:
     lock = world.operator.read(f"/v1/training/status/{OWNER}")
     mine = (STRANGER, f"wallet.{STRANGER}.USD")
     kept = {kind: [one for one in items if one["tenant"] not in mine] for kind, items in found.items()}
+    kept["usage"] = world.operator.read(f"/v1/usage?tenant={OWNER}")["items"]
+    hooks = world.operator.read("/v1/webhooks", params={"limit": 500})["items"]
+    kept["webhooks"] = [one for one in hooks if one["tenant"] != STRANGER]
+    kept["letters"] = world.operator.read("/v1/dead_letters?state=all")["items"]
     return kept | {"accounts": {name: a for name, a in accounts.items() if name not in mine}, "lock": lock}
 
 
@@ -249,12 +285,27 @@ MAKES: dict[tuple[str, str], UseCase] = {
     ("POST", "/v1/deposits"): accounts.deposit,
     ("POST", "/v1/withdrawals"): accounts.withdraw,
     ("POST", "/v1/transfers"): accounts.transfer,
+    ("POST", "/v1/usage"): usage.meter_usage,
     ("POST", "/v1/rounds"): rounds.start_round,
     ("POST", "/v1/training/enable"): training.enable_training,
     ("POST", "/v1/training/disable"): training.disable_training,
+    ("POST", "/v1/webhooks"): webhooks.register_webhook,
+    ("PATCH", "/v1/webhooks/{webhook_id}"): webhooks.change_webhook,
+    ("DELETE", "/v1/webhooks/{webhook_id}"): webhooks.delete_webhook,
+    ("POST", "/v1/webhooks/{webhook_id}/pause"): webhooks.pause_webhook,
+    ("POST", "/v1/webhooks/{webhook_id}/resume"): webhooks.resume_webhook,
+    ("POST", "/v1/webhooks/{webhook_id}/rotate"): webhooks.rotate_secret,
+    ("POST", "/v1/webhooks/{webhook_id}/ping"): webhooks.pause_webhook,
+    ("POST", "/v1/webhooks/{webhook_id}/redeliver"): webhooks.pause_webhook,
 }
 # What changes nothing of the market's, or is told in the tests of the log.
-OTHERS = {("POST", "/v1/policy/preview"), ("POST", "/v1/log/cosignatures"), ("POST", "/v1/log/witnesses")}
+OTHERS = {
+    ("POST", "/v1/policy/preview"),
+    ("POST", "/v1/log/cosignatures"),
+    ("POST", "/v1/log/witnesses"),
+    ("POST", "/v1/dead_letters/{letter_id}/requeue"),
+    ("POST", "/v1/dead_letters/{letter_id}/discard"),
+}
 
 
 def test_every_route_that_writes_is_in_the_table(world: World) -> None:
@@ -267,7 +318,9 @@ def test_every_route_that_writes_names_its_roles() -> None:
         roles: frozenset[str] = use_case.roles  # type: ignore[attr-defined]
         assert roles, f"{place} is open to everybody"
         assert roles <= ROLES
-        assert "service" not in roles, f"{place} is for the service itself"
+        # Gateways send usage and programs hold webhooks; everything else that programs do is the service's own.
+        open_to_programs = place[1] == "/v1/usage" or place[1].startswith("/v1/webhooks")
+        assert "service" not in roles or open_to_programs, f"{place} is for the service itself"
 
 
 @pytest.mark.parametrize("role", sorted(ROLES))

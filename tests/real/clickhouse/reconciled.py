@@ -22,7 +22,7 @@ from ops.reconcile_views import mend_views, wrong_views
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
 from projections.follower import BATCH_MAX, Batch, cut
-from projections.reconcile import Comparison, Scope, compare
+from projections.reconcile import WHOLE, Comparison, Scope, compare
 from projections.warehouse import Warehouse
 
 TELLER = Caller("tess", "platform", frozenset({"billing", "operator", "service"}))
@@ -122,13 +122,14 @@ class World:
     async def legs_of(self, account: str, currency: str = "USD") -> list[int]:
         """List the positions of an account's entries."""
         rows = await self.rows(
-            f"SELECT position FROM soma.entries FINAL WHERE account = '{account}' AND currency = '{currency}' ORDER BY 1"
+            f"SELECT position FROM soma.entries FINAL WHERE account = '{account}'"
+            f" AND currency = '{currency}' ORDER BY position"
         )
         return [int(row[0]) for row in rows]
 
     # ------------------------------------------------------------------ comparing
 
-    async def compare(self, scope: Scope = Scope()) -> Comparison:
+    async def compare(self, scope: Scope = WHOLE) -> Comparison:
         return await compare(self.runtime.url, self.clickhouse, scope)
 
     async def address_at(self, position: int) -> str:

@@ -315,11 +315,7 @@ class TestRefusals:
         assert ask(engine.target, body=b"SELECT 1", fields=fields, Authorization="")[0] == 200
 
     def test_a_get_changes_nothing(self, engine: EmbeddedClickHouse) -> None:
-        for sql in [
-            "CREATE DATABASE by_get",
-            "SYSTEM FLUSH LOGS",
-            "INSERT INTO soma.things VALUES (1)",
-        ]:
+        for sql in ["CREATE DATABASE by_get", "SYSTEM FLUSH LOGS"]:
             assert ask(engine.target, "GET", fields={"query": sql})[1]["x-clickhouse-exception-code"] == "164"
 
     def test_an_error_in_the_middle_of_a_stream_cuts_it_off(

@@ -203,7 +203,7 @@ class TestTheConfinement:
             f"SELECT * FROM remote('127.0.0.1:{engine.target.port}', system.one)",
         ]:
             with pytest.raises(DatabaseError) as refused:
-                service.query(sql, settings={"max_execution_time": 10})
+                service.query(sql, settings={"http_max_tries": 1, "connections_with_failover_max_tries": 1})
             assert "Permission denied" in str(refused.value) or "NETWORK" in str(refused.value)
 
     def test_no_program_is_started(self, service: Client) -> None:

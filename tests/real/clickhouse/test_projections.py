@@ -15,10 +15,9 @@ import pytest
 from ops.engine.process import Target
 from ops.positions import Place
 from projections.follower import Batch, cut
-from projections.groups import GROUPS
-from projections.warehouse import PROJECTIONS, Warehouse
+from projections.warehouse import PROJECTIONS
 from tests.real.clickhouse.conftest import migrate_afresh
-from tests.real.clickhouse.warehouse_world import Plain, ask, connected, follow, log_of, summed
+from tests.real.clickhouse.warehouse_world import Plain, ask, follow, log_of, prints, sink_of, summed
 
 
 @pytest.fixture
@@ -160,37 +159,27 @@ def test_usage_stands_in_the_hour_of_its_use(followed: Target, plain: Plain) -> 
 # --------------------------------------------------------------------------- again, and again
 
 
-def prints(target: Target) -> dict[str, tuple[object, ...]]:
-    """Take the fingerprint of every table as it is read: how many rows, and a sum over hashes of all their columns."""
-    return {
-        table: rows(target, f"SELECT count(), sum(toUInt128(sipHash64(tuple(*)))) FROM soma.{table} FINAL")[0]
-        for table in sorted({name for group in GROUPS.values() for name in group.tables})
-    }
-
-
 def test_batches_sent_again_recut_or_overlapping_change_nothing(followed: Target, market: str) -> None:
     before = prints(followed)
     assert all(count for count, _ in before.values())
 
-    async def again(start: int, batch_max: int) -> None:
-        async with log_of(market) as log, connected(followed) as clickhouse:
-            size = await log.size()
-            for name in PROJECTIONS:
-                for suffix in ("", ".rollup"):
-                    place = await Place.open(market, name + suffix)
-                    await place.set(start)
-                    await place.close()
-                sink = Warehouse(name, market, clickhouse, log.firsts, rollup_pause_s=0)
-                assert await sink.open() == start
-                position = start
-                while position < size:
-                    end = cut(position, size, batch_max)
-                    await sink.apply(Batch(position, await log.span(position, end)))
-                    position = end
-                await sink.close()
+    async def again(name: str, start: int, batch_max: int) -> None:
+        for suffix in ("", ".rollup"):
+            place = await Place.open(market, name + suffix)
+            await place.set(start)
+            await place.close()
+        async with log_of(market) as log, sink_of(followed, market, name, rollup_pause_s=0) as sink:
+            position, size = sink.position, await log.size()
+            assert position <= start
+            while position < size:
+                end = cut(position, size, batch_max)
+                await sink.apply(Batch(position, await log.span(position, end)))
+                position = end
+            await sink.settle()
 
     for start, batch_max in ((0, 8_192), (17, 31), (100, 64)):
-        asyncio.run(again(start, batch_max))
+        for name in PROJECTIONS:
+            asyncio.run(again(name, start, batch_max))
         assert prints(followed) == before
     stored = rows(followed, "SELECT count() FROM soma.records")[0][0]
     assert stored >= before["records"][0]

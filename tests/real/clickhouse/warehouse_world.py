@@ -5,6 +5,7 @@ The plain reading knows nothing of projections: records are decoded with `json`,
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -20,6 +21,7 @@ from ops.listen import Listener
 from ops.postgres import reader_pool
 from ops.reads import LogReader
 from projections.follower import BATCH_MAX, Follower
+from projections.groups import GROUPS
 from projections.warehouse import PROJECTIONS, Warehouse
 from tests.real.api.world import World, money
 
@@ -134,6 +136,18 @@ async def log_of(url: str) -> AsyncIterator[LogReader]:
         await pool.close()
 
 
+@asynccontextmanager
+async def sink_of(target: Target, url: str, name: str, **options: Any) -> AsyncIterator[Warehouse]:
+    """Lead one group of tables."""
+    async with log_of(url) as log, connected(target) as clickhouse:
+        sink = Warehouse(name, url, clickhouse, log.firsts, **options)
+        try:
+            await sink.open()
+            yield sink
+        finally:
+            await sink.close()
+
+
 async def follow(
     target: Target,
     url: str,
@@ -150,15 +164,29 @@ async def follow(
             async with connected(target) as clickhouse:
                 sink = Warehouse(name, url, clickhouse, log.firsts, **options)
                 await Follower(name, sink, log, listener, batch_max=batch_max, linger_s=0).run(until=size)
-                await sink.open()
+            async with sink_of(target, url, name, **options) as sink:
                 await sink.settle()
-                await sink.close()
 
 
 async def ask(target: Target, query: str, *, reader: bool = False) -> list[tuple[Any, ...]]:
     """Ask one thing."""
     async with connected(target, reader=reader) as clickhouse:
         return await clickhouse.rows(query)
+
+
+def prints(target: Target) -> dict[str, Any]:
+    """Take the fingerprint of every table as it is read: how many rows, and a sum over hashes of all their columns.
+
+    Up to where a sum was counted is left out: it says where batches were cut, not what was counted.
+    """
+    found = {}
+    for group in GROUPS.values():
+        for table in group.tables:
+            is_rollup = group.rollup is not None and table == group.rollup.table
+            columns = "* EXCEPT upto" if is_rollup else "*"
+            query = f"SELECT count(), sum(toUInt128(sipHash64(tuple({columns})))) FROM soma.{table} FINAL"
+            found[table] = asyncio.run(ask(target, query))[0]
+    return found
 
 
 # --------------------------------------------------------------------------- the log, read plainly

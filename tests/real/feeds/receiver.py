@@ -94,7 +94,9 @@ class Receiver:
 def receiving(port: int = 0) -> Iterator[Receiver]:
     """Run a receiver until the block is left."""
     receiver = Receiver(port)
-    thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=receiver.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield receiver

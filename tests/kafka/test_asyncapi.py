@@ -1,0 +1,84 @@
+"""The AsyncAPI document is valid by the standard's own schema, and what the relay sends is what it promises."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import yaml
+
+from domain.market.training import EnableTraining, enable_training
+from ops.runtime import open_runtime
+from projections.cloud_events import BILLING, CHECKPOINT_TYPE, TOPICS
+from tests.kafka.broker import Broker
+from tests.kafka.world import kafka_settings, new_origin, read_topic, relay_all, write_some
+from tests.real.log.world import member
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / "var" / "cache" / "asyncapi-specs-6.11.1"
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """Read the committed document."""
+    return yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def standard() -> dict[str, Any]:
+    """Read the schema of AsyncAPI 3.0 as its authors publish it; npm fetches it once."""
+    schema = CACHE / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
+    if not schema.exists():
+        if shutil.which("npm") is None:
+            pytest.skip("the official schema comes by npm, which is not here")
+        words = ["npm", "install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run([*words, "@asyncapi/specs@6.11.1"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"npm could not fetch the official schema: {done.stderr[-500:]}")
+    return json.loads(schema.read_text(encoding="utf-8"))
+
+
+def test_the_document_is_valid_by_the_official_schema(
+    document: dict[str, Any], standard: dict[str, Any]
+) -> None:
+    validator = jsonschema_rs.Draft7Validator(standard)
+    assert [str(error)[:500] for error in validator.iter_errors(document)] == []
+    assert not validator.is_valid(document | {"channels": {"a": {"adress": "a"}}})
+
+
+def test_every_message_the_relay_sends_is_as_the_document_says(
+    broker: Broker, database_url: str, tmp_path: Path, document: dict[str, Any]
+) -> None:
+    settings = kafka_settings(database_url, tmp_path, broker.bootstrap, new_origin())
+
+    async def play() -> None:
+        async with open_runtime(settings) as rt:
+            await write_some(rt, 20)
+            await rt.ledger.act(enable_training, EnableTraining(reason="a round"), member("acme"))
+            await relay_all(rt, batch_max=32)
+
+    asyncio.run(play())
+    checked: dict[str, set[str]] = {}
+    for topic in TOPICS:
+        for one in read_topic(broker.bootstrap, topic, settings.log_origin):
+            headers = one.text
+            if headers["ce_type"].startswith("tally."):
+                continue  # the tests' own; the document has the house's
+            name = headers["ce_type"] + (".billing" if topic == BILLING else "")
+            message = document["components"]["messages"][name]
+            assert name in document["channels"][topic]["messages"]
+            note = headers["ce_type"] == CHECKPOINT_TYPE
+            payload = one.value.decode() if note else json.loads(one.value)
+            for part, value in (("headers", headers), ("payload", payload)):
+                schema = {**message[part], "components": document["components"]}
+                jsonschema_rs.Draft7Validator(schema).validate(value)
+            assert headers["content-type"] == message["contentType"]
+            checked.setdefault(topic, set()).add(headers["ce_type"])
+    assert set(checked) == set(TOPICS)
+    assert CHECKPOINT_TYPE in checked[TOPICS[0]]
