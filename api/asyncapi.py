@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from api import yaml
+from domain.billing.usage import Reading
 from domain.log.hashes import leaf_hash
 from domain.log.notes import Checkpoint, Signer
 from domain.log.records import EVENTS, Event, MoneyEvent, digest
@@ -22,6 +23,8 @@ from ops.kafka import Message
 from ops.reads import Stored
 from projections import cloud_events
 from projections.cloud_events import ATTRIBUTES, BILLING_KINDS, CHECKPOINT_TYPE, TRAINING_KINDS, CloudEvents
+from projections.ingest import CLOUD_EVENTS
+from projections.ingest import TOPIC as METRICS
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 OURS = "domain."
@@ -29,6 +32,7 @@ EXAMPLE_ORIGIN = "soma-ledger.local/log"
 # The examples' checkpoint is signed with this key, which is nobody's.
 EXAMPLE_SIGNER = Signer(EXAMPLE_ORIGIN, bytes(range(32)))
 BINDING = "0.5.0"
+READING = "usage.reading"
 
 TITLES = {
     cloud_events.EVENTS: "Every record of the log, and its signed checkpoints",
@@ -85,9 +89,13 @@ def document(version: str) -> dict[str, Any]:
         },
         "defaultContentType": cloud_events.RECORD_MEDIA,
         "servers": {"kafka": _server()},
-        "channels": {topic: _channel(topic, kinds) for topic in cloud_events.TOPICS},
-        "operations": {f"relay.{topic}": _operation(topic) for topic in cloud_events.TOPICS},
-        "components": {"messages": _messages(kinds), "schemas": _schemas(kinds)},
+        "channels": {topic: _channel(topic, kinds) for topic in cloud_events.TOPICS} | {METRICS: _metrics()},
+        "operations": {f"relay.{topic}": _operation(topic) for topic in cloud_events.TOPICS}
+        | {f"ingest.{METRICS}": _ingest()},
+        "components": {
+            "messages": _messages(kinds) | {READING: _reading(kinds)},
+            "schemas": _schemas(kinds) | {READING: _reading_schema()},
+        },
     }
 
 
@@ -214,6 +222,65 @@ def _checkpoint(events: CloudEvents, kinds: Sequence[Kind]) -> dict[str, Any]:
 def _key(meaning: str) -> dict[str, Any]:
     key = {"type": "string", "description": meaning}
     return {"kafka": {"key": key, "bindingVersion": BINDING}}
+
+
+# --------------------------------------------------------------------------- what is taken in
+
+
+def _metrics() -> dict[str, Any]:
+    return {
+        "address": METRICS,
+        "title": "Usage readings that services send in",
+        "description": (
+            "Each reading becomes a `usage.metered` record once, however often it comes; what cannot be taken becomes a"
+            " dead letter with its reason and stops nothing behind it."
+        ),
+        "messages": {READING: _ref("messages", READING)},
+        "bindings": {"kafka": {"topic": METRICS, "bindingVersion": BINDING}},
+    }
+
+
+def _ingest() -> dict[str, Any]:
+    return {
+        "action": "receive",
+        "channel": {"$ref": f"#/channels/{METRICS}"},
+        "title": "Ingest",
+        "summary": "Readings are metered in batches; the group's offsets are kept after their effect.",
+    }
+
+
+def _reading(kinds: Sequence[Kind]) -> dict[str, Any]:
+    """Describe a reading; its example is the one that the golden record was made of."""
+    golden = next((kind.golden for kind in kinds if kind.topic == "usage.metered"), None)
+    record = json.loads(golden or "{}")
+    example = [{"headers": {}, "payload": {"tenant": record["tenant"], **record["data"]}}] if golden else []
+    return {
+        "name": READING,
+        "title": "Usage reading",
+        "summary": "What one request to a model consumed, or several that a source has summed up.",
+        "contentType": cloud_events.RECORD_MEDIA,
+        "headers": {
+            "type": "object",
+            "description": "As a CloudEvent in binary mode they say what the value leaves out.",
+            "properties": {
+                name: {"type": "string", "description": f"`{member}`, where the value has none."}
+                for name, member in CLOUD_EVENTS.items()
+            },
+        },
+        "payload": _ref("schemas", READING),
+        "examples": example,
+    }
+
+
+def _reading_schema() -> dict[str, Any]:
+    schema: dict[str, Any] = _plain(Reading.model_json_schema(), {})
+    by_header = set(CLOUD_EVENTS.values())
+    required = [name for name in schema["required"] if name not in by_header]
+    tenant = {"type": "string", "description": "Whose usage it is."}
+    return schema | {
+        "required": [*required, "tenant"],
+        "properties": schema["properties"] | {"tenant": tenant},
+    }
 
 
 # --------------------------------------------------------------------------- schemas

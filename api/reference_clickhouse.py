@@ -177,7 +177,10 @@ the service (`/clickhouse`, your token as the password), or at a ClickHouse serv
 def opened_page(opening: Sequence[str], rows: Sequence[tuple[View, Sequence[str]]]) -> str:
     """Put the page together from its opening, and each view with its table of columns."""
     lines = [*opening, *INTRODUCTION, "", "## Questions and queries", ""]
-    lines += ["Names in braces are parameters, such as `param_start=2026-01-01`. A test asks each of these.", ""]
+    lines += [
+        "Names in braces are parameters, such as `param_start=2026-01-01`. A test asks each of these.",
+        "",
+    ]
     for example in EXAMPLES:
         lines += [f"### {example.title}", "", example.remark, "", "```sql", example.query, "```", ""]
     lines += ["## Views", ""]

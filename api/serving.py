@@ -29,6 +29,7 @@ from ops.settings import Settings
 log = telemetry.logger(__name__)
 
 BACKLOG = 2_048
+SILENCE_MS_MAX = 60_000
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Announce = Callable[[str, Runtime], None]
@@ -64,6 +65,9 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     # Inherited by every connection: without it an answer waits 40 ms for the client's acknowledgement of its headers.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Inherited too: a peer that takes nothing for a minute is gone, however politely its connection was closed.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS_MAX)
     bound.setblocking(False)
     return bound
 

@@ -171,10 +171,10 @@ class Settings(BaseSettings):
         description="Bytes waiting for one feed before it is closed as slow.",
     )
     feed_heartbeat_s: float = Field(
-        15.0, gt=0, le=300, description="A quiet feed says so much apart that it is alive, in seconds."
+        15.0, ge=0.1, le=300, description="A quiet feed says so much apart that it is alive, in seconds."
     )
     feed_send_s_max: float = Field(
-        30.0, gt=0, le=3_600, description="How long a feed waits for a reader that takes nothing, in seconds."
+        30.0, ge=0.1, le=3_600, description="How long a feed waits for a reader that takes nothing, in seconds."
     )
     webhook_key_file: Path | None = Field(
         None,
@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         32, ge=1, le=1_000, description="Messages on their way to webhooks at once (count)."
     )
     webhook_timeout_s: float = Field(
-        15.0, gt=0, le=120, description="How long a webhook has to answer, from the look-up on, in seconds."
+        15.0, ge=0.1, le=120, description="How long a webhook has to answer, from the look-up on, in seconds."
     )
     webhook_retry_delays_s: str = Field(
         "5,300,1800,7200,18000,36000,50400,72000,86400",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -34,7 +35,9 @@ from ops.sql_errors import SqlRefusal, denied
 from ops.sql_tree import Node, Scope, Walk, function, literal, shown_names
 
 STATEMENT_CHARS_MAX = 200_000
-TREE_BYTES_MAX = 20_000_000
+TREE_BYTES_MAX = 5_000_000
+REMEMBERED_MAX = 1_000
+REMEMBERED_CHARS_MAX = 20_000
 
 _NAME = r"(?:`(?P<{0}q>[A-Za-z]\w{{0,127}})`|\"(?P<{0}d>[A-Za-z]\w{{0,127}})\"|(?P<{0}>[A-Za-z]\w{{0,127}}))"
 _QUALIFIED = rf"(?:{_NAME.format('db')}\.)?{_NAME.format('table')}"
@@ -43,7 +46,7 @@ _TAIL = re.compile(r"\s+FORMAT\s+(\w{1,64})\s*$", _FLAGS)
 _DESCRIBE = re.compile(rf"(?:DESCRIBE|DESC)\s+(?:TABLE\s+)?{_QUALIFIED}", _FLAGS)
 _EXISTS = re.compile(rf"EXISTS\s+(?:(?:TABLE|VIEW)\s+)?(?!DATABASE\s){_QUALIFIED}", _FLAGS)
 _COLUMNS_OF = """
-    SELECT name, type, '' AS default_type, '' AS default_expression, '' AS comment, '' AS codec_expression,
+    SELECT name, type, '' AS default_type, '' AS default_expression, comment, '' AS codec_expression,
            '' AS ttl_expression
     FROM system.columns ORDER BY position"""
 _BEGINS_OTHERWISE = re.compile(r"(?:DESCRIBE|DESC|EXISTS)\b", _FLAGS)
@@ -111,12 +114,25 @@ class Gate:
         self._limits = limits
         self._shown: dict[str, Node] = {}
         self._foreign: frozenset[str] = frozenset()
+        # Dashboards ask the same again and again.
+        self._known: OrderedDict[tuple[str, Scope], Checked] = OrderedDict()
 
     async def check(self, statement: str, scope: Scope) -> Checked:
         """Permit a statement for a scope, or refuse it with a SqlRefusal.
 
-        Cost: two questions to the engine; a dozen more the first time.
+        Cost: two questions to the engine, a dozen more the first time; none for a statement that was permitted before.
         """
+        known = self._known.get((statement, scope))
+        if known is None:
+            known = await self._checked(statement, scope)
+        if len(statement) <= REMEMBERED_CHARS_MAX:
+            self._known[statement, scope] = known
+            self._known.move_to_end((statement, scope))
+        while len(self._known) > REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return known
+
+    async def _checked(self, statement: str, scope: Scope) -> Checked:
         text = _tidied(statement)
         await self._learn()
         if _BEGINS_OTHERWISE.match(text):

@@ -218,7 +218,7 @@ def nano_of(amount: str) -> int:
     return parse_nano(amount)
 
 
-def moments(texts: Sequence[str]) -> pa.Array:
+def moments(texts: Sequence[str | None]) -> pa.Array:
     """Put RFC 3339 moments in UTC into a column."""
     return pa.array(texts, TEXT).cast(MOMENT)
 
@@ -415,7 +415,9 @@ def _names(data: msgspec.Raw) -> _Named:
 
 def _subjects(data: msgspec.Raw) -> list[Subject]:
     named = _names(data)
-    found = [(kind, name) for member, kind in NAMED.items() if isinstance(name := getattr(named, member), str)]
+    found = [
+        (kind, name) for member, kind in NAMED.items() if isinstance(name := getattr(named, member), str)
+    ]
     if isinstance(named.shares, list):
         sellers = [share.get("seller") for share in named.shares if isinstance(share, dict)]
         found += [("seller", seller) for seller in sellers if isinstance(seller, str)]

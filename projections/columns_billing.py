@@ -106,11 +106,11 @@ class _Legs:
     """The legs of a batch, collected column by column."""
 
     def __init__(self) -> None:
-        # (place in the batch, leg, account, nano, currency, op, hold) of postings
+        # Postings: place in the batch, leg, account, nano-units, currency, op and hold.
         self.entries: list[tuple[int, int, str, int, str, str, str]] = []
-        # (place, leg, account, currency, side, overdraft)
+        # What was opened: place and leg, then account, currency, side and whether it may be overdrawn.
         self.accounts: list[tuple[int, int, str, str, str, bool]] = []
-        # (place, leg, hold, op, account, currency, nano)
+        # Steps of holds: place and leg, then hold, op, account, currency and nano-units.
         self.holds: list[tuple[int, int, str, str, str, str, int]] = []
 
     def add(self, place: int, money: list[Entry]) -> None:
@@ -143,14 +143,10 @@ class _Legs:
             case Expire():
                 self.holds.append((place, leg, entry.hold, "expire", "", "", 0))
             case Open():
-                self.accounts.append(
-                    (place, leg, entry.account, entry.currency, entry.side, entry.overdraft)
-                )
+                self.accounts.append((place, leg, entry.account, entry.currency, entry.side, entry.overdraft))
         return leg + 1
 
-    def _post(
-        self, place: int, leg: int, postings: list[Posting], currency: str, op: str, hold: str
-    ) -> int:
+    def _post(self, place: int, leg: int, postings: list[Posting], currency: str, op: str, hold: str) -> int:
         for posting in postings:
             self.entries.append((place, leg, posting.account, nano_of(posting.amount), currency, op, hold))
             leg += 1

@@ -162,7 +162,11 @@ def _table(shape: Shape, rows: Rows[msgspec.Raw], found: list[tuple[int, Row]]) 
         elif field.type == DECIMAL:
             nanos = [row.get(name) for _, row in found]
             amounts = decimals([nano or 0 for nano in nanos])
-            columns[name] = pc.if_else(pa.array([n is not None for n in nanos]), amounts, None) if field.nullable else amounts
+            columns[name] = (
+                pc.if_else(pa.array([n is not None for n in nanos]), amounts, None)
+                if field.nullable
+                else amounts
+            )
         elif field.type == MOMENT:
             columns[name] = moments([row.get(name) for _, row in found])
         else:

@@ -49,16 +49,13 @@ class Nightly:
 
     async def run(self) -> None:
         """Look twice a minute whether a night is open."""
-        known = await last(self._runtime, scope="all")
-        if known is not None:
-            tell(known)
         while True:
             await self._try()
             await asyncio.sleep(self._pause_s)
 
     async def _try(self) -> None:
         try:
-            await self._count_letters()
+            await self._tell()
             await self.look(datetime.now(UTC))
             self._pause_s = LOOK_S
         except LedgerError as outage:
@@ -75,7 +72,11 @@ class Nightly:
 
         Errors: unavailable, clickhouse_refused.
         """
-        if not is_due(self._runtime.settings.reconcile_at_utc, await self._last_at(), now):
+        at_utc, last_at = self._runtime.settings.reconcile_at_utc, await self._last_at()
+        if not is_due(at_utc, last_at, now):
+            return None
+        if last_at is None and not await self._runtime.reader.size_at(last_hour(at_utc, now)):
+            # The log is younger than the hour: its first night is still to come.
             return None
         try:
             done = await reconcile(
@@ -97,7 +98,15 @@ class Nightly:
         known = await last(self._runtime, scope="all", occasion="nightly")
         return None if known is None else moment_of(known.created_at)
 
-    async def _count_letters(self) -> None:
+    async def _tell(self) -> None:
+        """Say when the last one was, whoever made it, and how many dead letters are open."""
+        known = await last(self._runtime, scope="all")
+        first = [] if known is not None else await self._runtime.reader.heads(0, 1)
+        if known is not None:
+            tell(known)
+        elif first:
+            # Where there was none yet, the log has been waiting for one since its first record.
+            telemetry.RECONCILED_AT.set(first[0].committed_at.timestamp())
         counts = await DeadLetters(self._runtime.reader.pool).counts()
         telemetry.DEAD_LETTERS_OPEN.set(counts.get("open", 0))
 

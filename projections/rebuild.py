@@ -247,7 +247,7 @@ class _Rebuild:
             self._observe(State.EXCHANGED)
 
     async def _move(self, live: Place, end: int) -> None:
-        """Let the live follower go on from where the rebuilt tables end; the mark first, for it may be the earlier one."""
+        """Let the live follower go on from where the rebuilt tables end."""
         names = [self._group.name] + ([self._group.rollup_name] if self._group.rollup else [])
         rows = " UNION ALL ".join(f"SELECT '{name}', {end}" for name in names)
         await self._clickhouse.recompute(f"INSERT INTO soma.watermarks (projection, position) {rows}")

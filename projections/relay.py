@@ -108,13 +108,12 @@ class Relay:
 
     async def close(self) -> None:
         """Let go of the transaction, the producer and the place."""
-        producer, self._producer = self._producer, None
         thread, self._thread = self._thread, None
         place, self._place = self._place, None
         try:
             if thread is not None:
-                # Whatever was going on in the thread ends first; nothing waits for it but this.
-                closing = thread.submit(producer.close if producer else lambda: None)
+                # Whatever was going on in the thread ends first, be it the making of a producer.
+                closing = thread.submit(self._drop)
                 thread.shutdown(wait=False)
                 await asyncio.wrap_future(closing)
         finally:
@@ -154,6 +153,11 @@ class Relay:
         self._producer = kafka.producer(f"{POSITIONS}/{self._origin}")
         kept = kafka.last(POSITIONS, self._origin)
         return _START if kept is None else _positions.decode(kept)
+
+    def _drop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
 
     def _write(self, records: Sequence[Stored], head: Head) -> Position:
         """Write one transaction; give the position that it committed."""

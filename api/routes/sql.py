@@ -262,11 +262,11 @@ class Exchange:
         fields = read_fields(self._scope)
         if (chosen := fields.get("query_id")) and QUERY_ID.fullmatch(chosen):
             self._id = chosen
-        body = await read_body(self._receive) if self._scope["method"] == "POST" else b""
-        if not body and not fields.get("query", "").strip():
+        if self._scope["method"] != "POST" and not fields.get("query", "").strip():
             await _ok(self._own_headers())(self._scope, self._receive, self._send)
             return
         self._account.caller = caller = await self._endpoint.caller(self._headers, fields)
+        body = await read_body(self._receive) if self._scope["method"] == "POST" else b""
         asked = await asyncio.to_thread(read_request, fields, self._headers, body)
         async with self._endpoint._slots.one(caller.tenant):
             leaving = asyncio.ensure_future(_leaving(self._receive))

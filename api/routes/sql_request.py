@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import gzip
-import io
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesParser
@@ -20,6 +17,7 @@ from starlette.types import Receive, Scope
 
 from ops.sql_allowed import DATABASE_NAMES
 from ops.sql_errors import SqlRefusal
+from ops.sql_packing import too_long, unpacked
 
 BODY_BYTES_MAX = 1_000_000
 FIELDS_MAX = 500
@@ -56,7 +54,7 @@ async def read_body(receive: Receive) -> bytes:
             raise ClientDisconnect
         body += message.get("body", b"")
         if len(body) > BODY_BYTES_MAX:
-            raise _too_long()
+            raise too_long(BODY_BYTES_MAX)
         if not message.get("more_body", False):
             return body
 
@@ -64,7 +62,7 @@ async def read_body(receive: Receive) -> bytes:
 def read_fields(scope: Scope) -> dict[str, str]:
     """Read the fields of the URL."""
     if len(scope["query_string"]) > URL_CHARS_MAX:
-        raise _too_long()
+        raise too_long(BODY_BYTES_MAX)
     return _pairs(scope["query_string"].decode("latin-1"))
 
 
@@ -90,7 +88,7 @@ def token_of(headers: Headers, fields: Mapping[str, str]) -> str:
 
 def read_request(fields: dict[str, str], headers: Headers, body: bytes) -> Asked:
     """Put the statement together as ClickHouse does: first what the URL says, then the body."""
-    body = unpacked(body, headers.get("content-encoding", ""))
+    body = unpacked(body, headers.get("content-encoding", ""), BODY_BYTES_MAX)
     kind = headers.get("content-type", "")
     if kind.lower().startswith("multipart/form-data"):
         # What the URL says outranks the form, so that the form cannot change who asks or what was signed.
@@ -165,37 +163,3 @@ def _text(content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise SqlRefusal(36, "The request is not UTF-8") from error
-
-
-def unpacked(body: bytes, encoding: str) -> bytes:
-    """Undo the Content-Encoding of a body, which may not grow over the bound."""
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity") or not body:
-        return body
-    try:
-        if encoding in ("gzip", "x-gzip"):
-            content = gzip.GzipFile(fileobj=io.BytesIO(body)).read(BODY_BYTES_MAX + 1)
-        elif encoding == "deflate":
-            content = zlib.decompressobj().decompress(body, BODY_BYTES_MAX + 1)
-        elif encoding in ("lz4", "zstd"):
-            content = _expanded(body, encoding)
-        else:
-            raise SqlRefusal(36, f"Unknown Content-Encoding {encoding[:32]}")
-    except (zlib.error, OSError, EOFError, ValueError) as error:
-        raise SqlRefusal(36, f"The body is not {encoding}") from error
-    if len(content) > BODY_BYTES_MAX:
-        raise _too_long()
-    return content
-
-
-def _expanded(body: bytes, codec: str) -> bytes:
-    import pyarrow as pa
-
-    with pa.CompressedInputStream(pa.BufferReader(body), codec) as stream:
-        return bytes(stream.read(BODY_BYTES_MAX + 1))
-
-
-def _too_long() -> SqlRefusal:
-    return SqlRefusal(
-        131, f"The request is longer than {BODY_BYTES_MAX} bytes", name="TOO_LARGE_STRING_SIZE", status=413
-    )

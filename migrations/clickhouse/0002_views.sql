@@ -24,9 +24,11 @@ CREATE OR REPLACE VIEW bi.records
 )
 DEFINER = CURRENT_USER SQL SECURITY DEFINER
 AS SELECT
-    tenant, position, concat('sha3-512:', lower(hex(address))) AS address, address AS address_bytes, kind, stream, version,
-    type, schema, at, actor, correlation, causation, record
-FROM soma.records FINAL
+    r.tenant AS tenant, r.position AS position, concat('sha3-512:', lower(hex(r.address))) AS address,
+    r.address AS address_bytes, r.kind AS kind, r.stream AS stream, r.version AS version, r.type AS type,
+    r.schema AS schema, r.at AS at, r.actor AS actor, r.correlation AS correlation, r.causation AS causation,
+    r.record AS record
+FROM soma.records AS r FINAL
 COMMENT 'The log itself, one row a record.';
 
 CREATE OR REPLACE VIEW bi.timeline

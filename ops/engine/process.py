@@ -41,9 +41,8 @@ START_S_MAX = 60.0
 STOP_S_MAX = 12.0
 PORT_S_MAX = 6.0
 WATCH_INTERVAL_S = 0.25
-BACK_OFF_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0)
-# An engine that answered for so long is not counted as one that cannot start.
-LIVED_S_MIN = 1.0
+# One that had answered is started again at once; one that could not start waits longer each time.
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 BACKLOG = 512
 MEMORY_SHARE_MAX = 0.5
 WORDS_BYTES_MAX = 4_000
@@ -142,7 +141,9 @@ class EmbeddedClickHouse:
             (self.data_dir / "keys").mkdir(parents=True, exist_ok=True, mode=0o700)
             if not self._attach():
                 self._own()
-        except BaseException as error:  # noqa: BLE001 - told to whoever waits for the start
+        except BaseException as error:
+            if self._ready.is_set():
+                log.exception("the engine is no longer watched")
             self._failure = error
             self._ready.set()
         finally:
@@ -165,20 +166,19 @@ class EmbeddedClickHouse:
         self._listen()
         failures = 0
         while not self._stopping.is_set():
-            answered_at = float("inf")
             try:
                 self._spawn()
-                answered_at = time.monotonic()
+                failures = 0
                 self._ready.set()
                 self._await_end()
-            except EngineStartError:
+            except (EngineStartError, OSError):
                 if not self._ready.is_set():
                     raise
                 log.exception("the engine did not start")
+                failures += 1
             self._end_engine()
             if self._stopping.is_set():
                 break
-            failures = 0 if time.monotonic() - answered_at > LIVED_S_MIN else failures + 1
             pause_s = BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)]
             code = self._engine.returncode if self._engine else None
             log.warning("the engine ended; it is started again", code=code, pause_s=pause_s)

@@ -11,7 +11,7 @@ QUERY_WAS_CANCELLED = 394
 # browsers and proxies expect, and a full house 503, which clients repeat by themselves.
 _STATUS = {
     **dict.fromkeys((192, 193, 194, 516), 401),
-    **dict.fromkeys((164, 291, 452, 457, 497, 511), 403),
+    **dict.fromkeys((164, 291, 452, 497, 511), 403),
     **dict.fromkeys((6, 26, 27, 33, 36, 38, 41, 43, 53, 62, 69, 70, 72, 80, 117, 125, 167, 168, 321, 386, 691), 400),
     **dict.fromkeys((16, 46, 47, 50, 56, 60, 63, 73, 78, 81, 115), 404),
     **dict.fromkeys((159, 160), 408),

@@ -29,7 +29,7 @@ from tests.kafka.world import (
 )
 
 # Kills at random moments; the full bar is 50.
-RUNS = int(os.environ.get("SOMA_CRASH_RUNS", "5"))
+RUNS = int(os.environ.get("SOMA_CRASH_RUNS", "3"))
 BROKER_KILLS = max(2, RUNS // 10)
 BATCH_MAX = 32
 

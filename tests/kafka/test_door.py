@@ -105,7 +105,7 @@ def test_records_that_retention_took_away_are_told(
     places = [TopicPartition(topic, n, end) for n, end in enumerate(all_ends(reader).values())]
     for deleted in admin.delete_records([place for place in places if place.offset]).values():
         deleted.result()
-    reader.go_to({n: 0 for n in reader.partitions()})
+    reader.go_to(dict.fromkeys(reader.partitions(), 0))
     with pytest.raises(OffsetLostError):
         read(reader, 1)
 

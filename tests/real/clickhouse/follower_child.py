@@ -53,7 +53,12 @@ async def live(plan: dict[str, Any]) -> None:
     async def follow(name: str, listener: Listener) -> None:
         clickhouse = await ClickHouse.open(*plan["service"])
         sink = Warehouse(
-            name, plan["url"], clickhouse, reader.firsts, observe=observe, rollup_pause_s=plan.get("pause_s", 0.0)
+            name,
+            plan["url"],
+            clickhouse,
+            reader.firsts,
+            observe=observe,
+            rollup_pause_s=plan.get("pause_s", 0.0),
         )
         follower = Follower(name, sink, reader, listener, batch_max=plan["batch_max"], linger_s=0)
         await follower.run(until=size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -106,18 +106,22 @@ class World:
 
     async def replace(self, table: str, where: str, **columns: str) -> None:
         """Put rows in the place of others, with some columns altered; any column may be, also of the key."""
-        changed = ", ".join(f"{value} AS {name}" for name, value in columns.items())
-        rows = f"SELECT * REPLACE ({changed}) FROM (SELECT * FROM soma.{table} FINAL WHERE {where})"
-        await self.clickhouse.command(f"CREATE TABLE soma.damaged ENGINE = Memory AS {rows}")
-        await self.delete(table, where)
+        await self.replace_each(table, [(where, columns)])
+
+    async def replace_each(self, table: str, wanted: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+        """Do that for several rows at once."""
+        await self.clickhouse.command(
+            f"CREATE TABLE soma.damaged ENGINE = Memory EMPTY AS SELECT * FROM soma.{table}"
+        )
+        for where, columns in wanted:
+            await self.clickhouse.command(f"INSERT INTO soma.damaged {_altered(table, where, columns)}")
+        await self.delete(table, " OR ".join(f"({where})" for where, _ in wanted))
         await self.clickhouse.command(f"INSERT INTO soma.{table} SELECT * FROM soma.damaged")
         await self.clickhouse.command("DROP TABLE soma.damaged SYNC")
 
     async def add(self, table: str, where: str, **columns: str) -> None:
         """Put altered copies of rows beside them."""
-        changed = ", ".join(f"{value} AS {name}" for name, value in columns.items())
-        rows = f"SELECT * REPLACE ({changed}) FROM (SELECT * FROM soma.{table} FINAL WHERE {where})"
-        await self.clickhouse.command(f"INSERT INTO soma.{table} {rows}")
+        await self.clickhouse.command(f"INSERT INTO soma.{table} {_altered(table, where, columns)}")
 
     async def legs_of(self, account: str, currency: str = "USD") -> list[int]:
         """List the positions of an account's entries."""
@@ -156,6 +160,11 @@ async def world(
             yield told
     finally:
         await clickhouse.close()
+
+
+def _altered(table: str, where: str, columns: Mapping[str, str]) -> str:
+    changed = ", ".join(f"{value} AS {name}" for name, value in columns.items())
+    return f"SELECT * REPLACE ({changed}) FROM (SELECT * FROM soma.{table} FINAL WHERE {where})"
 
 
 async def _empty(clickhouse: ClickHouse) -> None:

@@ -125,6 +125,7 @@ class SqlWorld:
     @contextmanager
     def _served(self) -> Iterator[None]:
         bound = socket.create_server(("127.0.0.1", 0))
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = bound.getsockname()[1]
         config = uvicorn.Config(sql_app(self.state), lifespan="on", log_level="critical")
         server = uvicorn.Server(config)

@@ -93,7 +93,7 @@ def test_balances_equal_the_book_of_the_log_to_the_last_digit(followed: Target, 
 def test_days_are_summed_exactly_with_their_fingerprints(followed: Target, plain: Plain) -> None:
     found = rows(
         followed,
-        "SELECT account, currency, toString(day), entries, debits, credits, net, x0, s2, weighted, upto"
+        "SELECT account, currency, toString(day), entries, debit, credit, net, x0, s2, weighted, upto"
         " FROM soma.entries_daily FINAL",
     )
     legs = plain.legs()
@@ -103,11 +103,11 @@ def test_days_are_summed_exactly_with_their_fingerprints(followed: Target, plain
 
     first, third = words(0), words(2)
     assert len(found) == len({(leg.account, leg.currency, leg.day) for leg in legs}) > 5
-    for account, currency, day, entries, debits, credits, net, x0, s2, weighted, upto in found:
+    for account, currency, day, entries, debit, credit, net, x0, s2, weighted, upto in found:
         mine = [leg for leg in legs if (leg.account, leg.currency, leg.day) == (account, currency, day)]
         assert entries == len(mine)
-        assert debits == sum(leg.amount for leg in mine if leg.amount > 0)
-        assert credits == -sum(leg.amount for leg in mine if leg.amount < 0)
+        assert debit == sum(leg.amount for leg in mine if leg.amount > 0)
+        assert credit == -sum(leg.amount for leg in mine if leg.amount < 0)
         assert net == sum(leg.amount for leg in mine)
         assert x0 == reduce(xor, (first[leg.position] for leg in mine))
         assert s2 == sum(third[leg.position] for leg in mine)

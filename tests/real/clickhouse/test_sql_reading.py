@@ -421,6 +421,12 @@ def test_only_the_listed_functions_take_a_bare_name_for_a_function(sql_world: Sq
             assert answer != 200, f"{name}({arguments})"
 
 
+def test_only_in_takes_a_table_for_an_argument(sql_world: SqlWorld) -> None:
+    for name in sorted(FUNCTIONS - {"in", "notIn", "globalIn", "globalNotIn"}):
+        for arguments in ("bi.entries", "1, bi.entries"):
+            assert _direct_status(sql_world, f"SELECT {name}({arguments})") != 200, f"{name}({arguments})"
+
+
 def _direct_status(world: SqlWorld, sql: str) -> int:
     try:
         world.direct(f"SELECT * FROM ({sql}) FORMAT Null")

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from domain.ledger import Caller
+from domain.market.offers import ListOffer, list_offer
+from domain.values import Money
 from ops.listen import Listener
 from ops.settings import Settings
 from projections.webhooks import WebhookWorker
-from tests.real.api.world import Speaker, World
+from tests.real.api.world import UNSEEN, Speaker, World, offer_body
 from tests.real.service import Service, settings_on
 
 QUICK = "0.05,0.05,0.1"
@@ -55,6 +58,22 @@ def write(world: World, count: int, tenant: str = "acme") -> list[int]:
     """Write one record of a tenant after the other; give their positions."""
     owner = world.owner(tenant)
     return [int(world.intent(owner)["receipt"]["position"]) for _ in range(count)]
+
+
+def write_large(world: World, count: int, tenant: str = "acme") -> None:
+    """Write many large records of a tenant at once, past HTTP."""
+    command = ListOffer(
+        **offer_body(tenant) | {"price_per_round": Money.parse("10", "USD")},
+        label_schema={"x": "y" * 15_000},
+        dataset_fingerprint=UNSEEN,
+    )
+    caller = Caller("clinic", tenant, frozenset({"provider"}))
+
+    async def write_all() -> None:
+        ledger = world.service.runtime.ledger
+        await asyncio.gather(*(ledger.act(list_offer, command, caller) for _ in range(count)))
+
+    world.service.run(write_all())
 
 
 def register(who: Speaker, url: str, **fields: Any) -> dict[str, Any]:

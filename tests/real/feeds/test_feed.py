@@ -15,21 +15,24 @@ import httpx
 import pytest
 
 from tests.real.api.world import World, refused
-from tests.real.feeds.delivering import events, write
+from tests.real.conftest import lend
+from tests.real.feeds.delivering import events, write, write_large
 from tests.real.feeds.reader import FeedReader
 from tests.real.service import serving, settings_on
 
 FAR_S = 40.0
+lending = contextmanager(lend)
 
 
-@pytest.fixture
-def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def world(
+    server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     """Run a service whose quiet feeds speak often."""
-    with (
-        serving(settings_on(database_url, tmp_path, feed_heartbeat_s=0.2)) as service,
-        service.client() as client,
-    ):
-        yield World(service, client)
+    with lending(server_url, template_database) as url:
+        settings = settings_on(url, tmp_path_factory.mktemp("service"), feed_heartbeat_s=0.2)
+        with serving(settings) as service, service.client() as client:
+            yield World(service, client)
 
 
 @contextmanager
@@ -57,25 +60,27 @@ def test_a_feed_from_the_start_is_the_log(world: World) -> None:
 
 
 def test_a_feed_dropped_at_every_point_goes_on_without_gap_or_repetition(world: World) -> None:
+    start = world.size
     written = threading.Thread(target=write, args=(world, 60))
     written.start()
-    follower = reader(world, type="intent.*", **{"from": 0})
+    follower = reader(world, type="intent.*", **{"from": start})
     with line(world) as client:
         drops = 0
         while len(follower.records) < 60:
-            for event in follower.events(client):
+            for _event in follower.events(client):
                 # Each connection is dropped one event later than the one before, at positions and at records alike.
                 drops += 1
                 if drops % 3 == 0 or len(follower.records) >= 60:
                     break
     written.join()
-    wanted = [e["position"] for e in events(world, None, type="intent.opened")]
+    wanted = [e["position"] for e in events(world, None, type="intent.opened", after=start - 1)]
     assert follower.positions == wanted
     assert drops > 20
 
 
 def test_live_and_caught_up_readers_hear_the_same_under_many_writers(world: World) -> None:
-    follower, late = reader(world, type="intent.*"), reader(world, type="intent.*", **{"from": 0})
+    start = world.size
+    follower, late = reader(world, type="intent.*"), reader(world, type="intent.*", **{"from": start})
     ready = threading.Event()
 
     def follow(one: FeedReader, count: int) -> None:
@@ -101,7 +106,7 @@ def test_live_and_caught_up_readers_hear_the_same_under_many_writers(world: Worl
     second.start()
     for thread in (*writers, first, second):
         thread.join(FAR_S)
-    wanted = [e["position"] for e in events(world, None, type="intent.opened")]
+    wanted = [e["position"] for e in events(world, None, type="intent.opened", after=start - 1)]
     assert len(wanted) == 160
     assert follower.positions == late.positions == wanted
 
@@ -206,7 +211,7 @@ def test_so_many_feeds_are_held_and_no_more(database_url: str, tmp_path: Path) -
             full = follow("third")
             refused(full, 503, "feed_full")
             assert full.headers["retry-after"] == "10"
-            (position,) = write(world, 1)
+            write(world, 1)
             for answer in open_[:3]:
                 heard = b""
                 for chunk in answer.iter_raw():
@@ -226,7 +231,6 @@ def test_a_reader_that_takes_too_little_is_told_and_closed(database_url: str, tm
     settings = settings_on(database_url, tmp_path, feed_buffer_records_max=20, feed_heartbeat_s=5)
     with serving(settings) as service, service.client() as client:
         world = World(service, client)
-        clinic = world.provider("acme")
         place = urlsplit(service.url)
         with socket.socket() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -237,9 +241,7 @@ def test_a_reader_that_takes_too_little_is_told_and_closed(database_url: str, tm
             )
             slow.settimeout(FAR_S)
             assert slow.recv(4_096).startswith(b"HTTP/1.1 200")
-            fingerprint = world.dataset(clinic)
-            for _ in range(450):
-                world.offer(clinic, dataset_fingerprint=fingerprint, label_schema={"x": "y" * 15_000})
+            write_large(world, 600)
             heard = b""
             while chunk := slow.recv(1_000_000):
                 heard += chunk
@@ -255,6 +257,24 @@ def test_a_reader_that_takes_too_little_is_told_and_closed(database_url: str, tm
             list(rest.events(fresh))
         wanted = [e["position"] for e in events(world, "acme", after=end["position"])]
         assert rest.positions == wanted
+
+
+def test_a_reader_that_takes_nothing_loses_its_place(database_url: str, tmp_path: Path) -> None:
+    settings = settings_on(database_url, tmp_path, feed_send_s_max=0.5)
+    with serving(settings) as service, service.client() as client, socket.socket() as stuck:
+        world = World(service, client)
+        place = urlsplit(service.url)
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        stuck.connect((place.hostname, place.port))
+        token = world.token("acme", "owner")
+        stuck.sendall(
+            f"GET /v1/log/feed HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+        )
+        assert stuck.recv(4_096).startswith(b"HTTP/1.1 200")
+        until = time.monotonic() + FAR_S
+        while 'soma_feed_ends_total{reason="stuck"}' not in client.get("/metrics").text:
+            write_large(world, 100)
+            assert time.monotonic() < until, "the place is held for ever"
 
 
 def test_a_stopping_service_tells_its_readers(database_url: str, tmp_path: Path) -> None:

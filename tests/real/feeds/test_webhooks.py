@@ -1,4 +1,4 @@
-"""Webhooks over real sockets: what a tenant may read arrives in order, signed, again after failures, and nobody else's."""
+"""Webhooks over real sockets: what a tenant may read arrives in order, signed, and again after failures."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_what_is_given_up_is_a_dead_letter_and_can_be_sent_again(
     receiver.answer = answer
     webhook = register(holder, receiver.url, **INTENTS)
     write(world, 3)
-    receiver.wait(lambda seen: len(set(r.position for r in seen)) >= 3)
+    receiver.wait(lambda seen: len({r.position for r in seen}) >= 3)
     until(lambda: deliveries(holder, webhook, status="dead") != [], "nothing was given up")
     (dead,) = deliveries(holder, webhook, status="dead")
     assert (dead["position"], dead["attempts"], dead["http_status"]) == (min(poisoned), 4, 400)

@@ -1,4 +1,4 @@
-"""A webhook worker in a process of its own, that is going to be killed: `python -m tests.real.feeds.worker_child URL DIR`."""
+"""A webhook worker in a process of its own, that is going to be killed."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from api import yaml
 from api.app import VERSION
-from api.asyncapi import EXAMPLE_SIGNER, document, page
+from api.asyncapi import EXAMPLE_SIGNER, READING, document, page
 from domain.log.notes import open_checkpoint
 from domain.log.records import EVENTS
 from projections.cloud_events import BILLING, CHECKPOINT_TYPE, TOPICS, TRAINING
+from projections.ingest import read_message
 
 schemas = pytest.importorskip("jsonschema_rs", reason="it comes with the development dependencies")
 parser = pytest.importorskip("yaml", reason="it comes with uvicorn")
@@ -86,7 +87,7 @@ def test_every_event_is_on_the_channel_of_all_records(written: dict[str, Any]) -
 
 
 def test_the_channels_are_the_topics_the_relay_writes(written: dict[str, Any]) -> None:
-    assert tuple(written["channels"]) == TOPICS
+    assert tuple(written["channels"]) == (*TOPICS, "slm.metrics")
     assert "usage.metered.billing" in written["channels"][BILLING]["messages"]
     assert "round.completed" in written["channels"][TRAINING]["messages"]
 
@@ -97,7 +98,12 @@ def test_every_message_has_an_example_that_fits_its_schemas(written: dict[str, A
         for part in ("headers", "payload"):
             schema = {**message[part], "components": written["components"]}
             schemas.Draft7Validator(schema).validate(example[part])
-        assert example["headers"]["ce_type"] == message["name"], name
+        assert example["headers"].get("ce_type", READING) == message["name"], name
+
+
+def test_the_example_of_a_reading_would_be_taken_in(written: dict[str, Any]) -> None:
+    (example,) = written["components"]["messages"][READING]["examples"]
+    assert read_message(json.dumps(example["payload"]).encode()).event_id == example["payload"]["event_id"]
 
 
 def test_an_example_that_does_not_fit_would_be_seen(written: dict[str, Any]) -> None:
@@ -112,7 +118,7 @@ def test_the_example_of_a_checkpoint_proves_the_other_examples(written: dict[str
     examples = {
         int(one["examples"][0]["headers"]["ce_sequence"]): one["examples"][0]["payload"]
         for name, one in messages.items()
-        if name != CHECKPOINT_TYPE
+        if name not in (CHECKPOINT_TYPE, READING)
     }
     note = messages[CHECKPOINT_TYPE]["examples"][0]["payload"].encode()
     checkpoint, _ = open_checkpoint(note, [EXAMPLE_SIGNER.key])

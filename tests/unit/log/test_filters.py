@@ -18,7 +18,8 @@ WISHED = TYPES | st.builds(lambda word: f"{word}.*", WORDS)
 @given(types=st.lists(WISHED, max_size=4), wire_type=TYPES)
 def test_a_type_fits_exactly_or_by_a_beginning_that_ends_at_a_dot(types: list[str], wire_type: str) -> None:
     fits = not types or any(
-        wish == wire_type or (wish.endswith(".*") and wire_type.split(".")[0] == wish[:-2]) for wish in types
+        wish == wire_type or (wish.endswith(".*") and wire_type.partition(".")[0] == wish[:-2])
+        for wish in types
     )
     assert Wish.of(types, [], None).fits(wire_type, "offer/1", "acme") is fits
 

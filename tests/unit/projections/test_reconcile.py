@@ -71,8 +71,8 @@ class TestMerging:
         right = Totals(2, 5, 11, 1, 2, 3, 4, (9, 4))
         said = {"rows": 2, "amount": 5, "weighted": 11, "x0": 1, "x1": 2, "s2": 3, "debits": 9, "credits": 4}
         assert agrees(ENTRIES, right, RollupRow(("a", "USD", "2026-01-01"), said, 7))
-        for name in said:
-            wrong = said | {name: said[name] + 1}
+        for name, value in said.items():
+            wrong = said | {name: value + 1}
             assert not agrees(ENTRIES, right, RollupRow(("a", "USD", "2026-01-01"), wrong, 7))
 
 
