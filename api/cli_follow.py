@@ -110,5 +110,5 @@ async def _rebuild(settings: Settings, name: str, progress: object) -> str:
     from ops.runtime import database
 
     async with database(settings) as url, open_clickhouse(settings) as clickhouse:
-        await migrate_clickhouse(clickhouse)
+        await migrate_clickhouse(clickhouse, settings.clickhouse_cluster)
         return str(await run(clickhouse, url, name, progress))

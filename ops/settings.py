@@ -206,8 +206,11 @@ class Settings(BaseSettings):
     webhook_dead_in_row_max: int = Field(
         3, ge=1, le=1_000, description="Messages given up in a row (count) before a webhook is disabled."
     )
-    webhook_deliveries_keep_days: int = Field(
-        30, ge=1, le=3_650, description="How long what was delivered is listed, in days; dead letters stay."
+    webhook_keep_s: int = Field(
+        2_592_000,
+        ge=3_600,
+        le=315_360_000,
+        description="How long what was delivered is listed, in seconds; dead letters stay.",
     )
 
     # ---- the log

@@ -208,7 +208,7 @@ class WebhookStore:
         )
         return [dict(zip(_DELIVERY.values(), row, strict=True)) for row in rows]
 
-    async def trim(self, keep_days: int) -> None:
+    async def trim(self, keep_s: int) -> None:
         """Forget deliveries that arrived long ago, some at a time, and where deleted webhooks stood."""
         await self._run(
             "DELETE FROM webhook_positions USING records"
@@ -217,8 +217,8 @@ class WebhookStore:
         await self._run(
             "DELETE FROM webhook_deliveries WHERE ctid IN (SELECT ctid FROM webhook_deliveries"
             " WHERE status IN ('delivered', 'redelivered')"
-            " AND last_at < clock_timestamp() - make_interval(days => %s) LIMIT %s)",
-            keep_days,
+            " AND last_at < clock_timestamp() - make_interval(secs => %s) LIMIT %s)",
+            keep_s,
             TRIM_ROWS_MAX,
         )
 

@@ -6,6 +6,7 @@ an account is one, each posting is one, and placing or ending a hold is one befo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -169,8 +170,13 @@ def billing(rows: Rows[Moved]) -> Tables:
     }
 
 
+def _turned(found: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Turn rows into columns; zip would make an iterator of each row first."""
+    return [[row[place] for row in found] for place in range(width)]
+
+
 def _entries(rows: Rows[Moved], found: list[tuple[int, int, str, int, str, str, str]]) -> pa.Table:
-    places, leg, account, nano, currency, op, hold = zip(*found, strict=True) if found else [()] * 7
+    places, leg, account, nano, currency, op, hold = _turned(found, 7)
     owners = [owner_of(name) for name in account]
     columns: dict[str, Any] = rows.pick(places, "position", "address", "at", "day", "type", "stream", "actor")
     columns |= {
@@ -188,7 +194,7 @@ def _entries(rows: Rows[Moved], found: list[tuple[int, int, str, int, str, str, 
 
 
 def _accounts(rows: Rows[Moved], found: list[tuple[int, int, str, str, str, bool]]) -> pa.Table:
-    places, leg, account, currency, side, overdraft = zip(*found, strict=True) if found else [()] * 6
+    places, leg, account, currency, side, overdraft = _turned(found, 6)
     owners = [owner_of(name) for name in account]
     columns: dict[str, Any] = rows.pick(places, "position", "address", "at")
     columns |= {
@@ -204,7 +210,7 @@ def _accounts(rows: Rows[Moved], found: list[tuple[int, int, str, str, str, bool
 
 
 def _holds(rows: Rows[Moved], found: list[tuple[int, int, str, str, str, str, int]]) -> pa.Table:
-    places, leg, hold, op, account, currency, nano = zip(*found, strict=True) if found else [()] * 7
+    places, leg, hold, op, account, currency, nano = _turned(found, 7)
     columns: dict[str, Any] = rows.pick(places, "position", "address", "at", "type", "stream")
     columns |= {
         "hold": hold,

@@ -1,7 +1,7 @@
 """The nightly reconciliation: one a night whatever is started, stopped or killed, by whichever process is there.
 
-Nothing is remembered here. Whether a night is still open follows from the last record of a nightly reconciliation, and
-that no two processes compare at once from the lock each comparison holds; so a restart neither repeats nor skips one.
+Nothing is remembered here. Each night has a name of its own, so whether it is still open follows from the log; that no
+two processes compare at once, from the lock each comparison holds. So a restart neither repeats a night nor skips one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from domain.billing.reconciliation import Reconciliation
 from domain.errors import LedgerError, ReconciliationRunningError
 from domain.ledger import Caller
-from domain.values import moment_of
 from ops import telemetry
 from ops.clickhouse import ClickHouse
 from ops.dead_letters import DeadLetters
@@ -34,9 +33,12 @@ def last_hour(at_utc: str, now: datetime) -> datetime:
     return today if today <= now else today - timedelta(days=1)
 
 
-def is_due(at_utc: str, last_at: datetime | None, now: datetime) -> bool:
-    """Say whether the latest night has not been reconciled yet; where there was none before, it has not."""
-    return last_at is None or last_at < last_hour(at_utc, now)
+def night_name(due_at: datetime) -> str:
+    """Name the record of a night: a pure function of when it was due, so each night has one record at most.
+
+    Names of this kind are in the order of time: they begin with the milliseconds since 1970.
+    """
+    return f"reconciliation-{int(due_at.timestamp() * 1_000):012x}-nightly"
 
 
 class Nightly:
@@ -72,10 +74,11 @@ class Nightly:
 
         Errors: unavailable, clickhouse_refused.
         """
-        at_utc, last_at = self._runtime.settings.reconcile_at_utc, await self._last_at()
-        if not is_due(at_utc, last_at, now):
+        due_at = last_hour(self._runtime.settings.reconcile_at_utc, now)
+        name = night_name(due_at)
+        if await self._runtime.reader.load([f"reconciliation/{name}"]):
             return None
-        if last_at is None and not await self._runtime.reader.size_at(last_hour(at_utc, now)):
+        if not await self._runtime.reader.size_at(due_at):
             # The log is younger than the hour: its first night is still to come.
             return None
         try:
@@ -85,7 +88,7 @@ class Nightly:
                 Scope(),
                 NIGHT,
                 occasion="nightly",
-                name=_name(self._runtime, now),
+                name=name,
             )
         except ReconciliationRunningError:
             # Another process has this night, or somebody asked; the next look tells whether it is still open.
@@ -93,10 +96,6 @@ class Nightly:
         assert done.record is not None
         _say(done.record)
         return done
-
-    async def _last_at(self) -> datetime | None:
-        known = await last(self._runtime, scope="all", occasion="nightly")
-        return None if known is None else moment_of(known.created_at)
 
     async def _tell(self) -> None:
         """Say when the last one was, whoever made it, and how many dead letters are open."""
@@ -109,15 +108,6 @@ class Nightly:
             telemetry.RECONCILED_AT.set(first[0].committed_at.timestamp())
         counts = await DeadLetters(self._runtime.reader.pool).counts()
         telemetry.DEAD_LETTERS_OPEN.set(counts.get("open", 0))
-
-
-def _name(runtime: Runtime, now: datetime) -> str:
-    """Name the record of a night: two processes that end at the same moment write it once.
-
-    Names of this kind are in the order of time, which a night's beginning keeps: the digits of a time-ordered id first.
-    """
-    at_ms = int(last_hour(runtime.settings.reconcile_at_utc, now).timestamp() * 1_000)
-    return f"reconciliation-{at_ms:012x}-nightly"
 
 
 def _say(record: Reconciliation) -> None:

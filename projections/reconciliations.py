@@ -34,6 +34,7 @@ log = telemetry.logger(__name__)
 # What differences may take of a record, which holds 65,535 bytes.
 DIFFERENCES_BYTES_MAX = 40_000
 CHANGES_MAX = 8
+LATEST_MAX = 100
 
 Occasion = Literal["nightly", "asked"]
 
@@ -86,6 +87,7 @@ def members(found: Comparison) -> dict[str, Any]:
         "entries": found.rows.get("entries", 0),
         "groups": sum(found.groups.values()),
         "difference_count": found.found.count,
+        "harmful_count": found.found.harmful_count,
         "differences": kept(found.found.listed),
         "duration_ms": round(found.seconds * 1_000),
         "scope": found.scope.text,
@@ -108,22 +110,18 @@ def kept(differences: list[Difference]) -> list[dict[str, Any]]:
 
 
 def tell(record: Reconciliation, found: Comparison | None = None) -> None:
-    """Say what the last reconciliation over everything came to, as metrics.
-
-    After a restart there is the record alone: its differences are counted as far as it lists them.
-    """
+    """Say what the last reconciliation over everything came to, as metrics; kinds as far as it lists them."""
     if record.scope != "all":
         return
     at_s = moment_of(record.created_at).timestamp()
     telemetry.RECONCILED_AT.set(at_s)
     telemetry.RECONCILIATION_BOUND.set(record.bound)
     telemetry.RECONCILIATION_SECONDS.set(record.duration_ms / 1_000)
-    harmful = sum(not difference.harmless for difference in record.differences)
-    telemetry.RECONCILIATION_DRIFT.set(found.found.harmful_count if found else harmful)
+    telemetry.RECONCILIATION_DRIFT.set(record.harmful_count)
     telemetry.RECONCILIATION_DIFFERENCES.clear()
     for kind, count in Counter(difference.kind for difference in record.differences).items():
         telemetry.RECONCILIATION_DIFFERENCES.labels(kind).set(count)
-    if not harmful:
+    if not record.harmful_count:
         telemetry.RECONCILED_CLEAN_AT.set(at_s)
     if found is not None:
         telemetry.RECONCILIATIONS.labels("clean" if record.clean else "drift").inc()
@@ -135,8 +133,10 @@ async def last(runtime: Runtime, **contains: Any) -> Reconciliation | None:
     Errors: unavailable.
     """
     wanted = RecordFilter("reconciliation", contains=contains or None)
-    rows = await runtime.reader.records(wanted, before=None, limit=1)
-    return msgspec.convert(rows[0], Reconciliation) if rows else None
+    rows = await runtime.reader.records(wanted, before=None, limit=LATEST_MAX)
+    # A night that was made up for late is named after the hour at which it was due.
+    newest = max(rows, key=lambda row: row["created_at"], default=None)
+    return None if newest is None else msgspec.convert(newest, Reconciliation)
 
 
 # --------------------------------------------------------------------------- putting right

@@ -13,8 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from domain.errors import FollowerUnknownError, LedgerError
 from ops import telemetry
-from ops.clickhouse import ClickHouse, clickhouse_places
+from ops.clickhouse import ClickHouse, Locate, clickhouse_places
 from ops.clickhouse_migrate import migrate_clickhouse
+from ops.dead_letters import DeadLetters
 from ops.listen import Listener
 from ops.runtime import Runtime
 from ops.settings import Settings
@@ -22,7 +23,7 @@ from projections.follower import Follower
 from projections.ingest import Ingest
 from projections.nightly import Nightly
 from projections.relay import Relay
-from projections.warehouse import PROJECTIONS, Warehouse
+from projections.warehouse import PROJECTIONS, Warehouse, letters_to
 from projections.webhooks import WebhookWorker
 
 log = telemetry.logger(__name__)
@@ -71,50 +72,64 @@ async def follow(runtime: Runtime, wanted: Sequence[str] = ()) -> None:
 async def _works(runtime: Runtime, names: Sequence[str]) -> AsyncIterator[Mapping[str, Work]]:
     async with AsyncExitStack() as stack:
         listener = await stack.enter_async_context(Listener(runtime.url))
-        connect = _unconnected
-        if any(_reads_clickhouse(name) for name in names):
-            service, _reader = await stack.enter_async_context(clickhouse_places(runtime.settings))
-
-            async def connect() -> ClickHouse:
-                return await stack.enter_async_context(closing(await ClickHouse.found(service)))
-
-            await migrate_clickhouse(await connect())
-        # Calls of one connection wait for each other, so each follower has its own.
-        yield {
-            name: _work(name, runtime, listener, await connect() if _reads_clickhouse(name) else None)
-            for name in names
-        }
+        clickhouses = ClickHouses(runtime.settings, stack)
+        yield {name: _work(name, runtime, listener, clickhouses) for name in names}
 
 
-async def _unconnected() -> ClickHouse:
-    raise AssertionError("no follower here reads ClickHouse")
+class ClickHouses:
+    """Gives connections to a ClickHouse that has our tables; whoever asks first starts the embedded engine.
+
+    What fails here fails for the follower that asked, which asks again; its neighbours go on.
+    """
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._asking = asyncio.Lock()
+        self._locate: Locate | None = None
+        self._migrated = False
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[ClickHouse]:
+        """Connect; calls of one connection wait for each other, so each follower has its own.
+
+        Errors: clickhouse_refused, engine_start_failed, unavailable, those of migrations.
+        """
+        async with self._asking:
+            if self._locate is None:
+                places = await self._stack.enter_async_context(clickhouse_places(self._settings))
+                self._locate = places[0]
+            clickhouse = await ClickHouse.found(self._locate)
+            try:
+                if not self._migrated:
+                    await migrate_clickhouse(clickhouse, self._settings.clickhouse_cluster)
+                    self._migrated = True
+            except BaseException:
+                await clickhouse.close()
+                raise
+        try:
+            yield clickhouse
+        finally:
+            await clickhouse.close()
 
 
-@asynccontextmanager
-async def closing(clickhouse: ClickHouse) -> AsyncIterator[ClickHouse]:
-    """Close a connection at the end."""
-    try:
-        yield clickhouse
-    finally:
-        await clickhouse.close()
-
-
-def _reads_clickhouse(name: str) -> bool:
-    return name.startswith("clickhouse.") or name == "nightly"
-
-
-def _work(name: str, runtime: Runtime, listener: Listener, clickhouse: ClickHouse | None) -> Work:
+def _work(name: str, runtime: Runtime, listener: Listener, clickhouses: ClickHouses) -> Work:
     if name == "webhooks":
         return WebhookWorker(runtime, listener).run
     if name == "kafka.ingest":
         return Ingest(runtime).run
     if name == "kafka.relay":
         return Follower(name, Relay(runtime), runtime.reader, listener).run
-    assert clickhouse is not None
-    if name == "nightly":
-        return Nightly(runtime, clickhouse).run
-    warehouse = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts)
-    return Follower(name, warehouse, runtime.reader, listener).run
+
+    async def work() -> None:
+        async with clickhouses.connected() as clickhouse:
+            if name == "nightly":
+                await Nightly(runtime, clickhouse).run()
+            report = letters_to(DeadLetters(runtime.reader.pool), name)
+            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts, report=report)
+            await Follower(name, sink, runtime.reader, listener).run()
+
+    return work
 
 
 async def _kept(name: str, work: Work) -> None:

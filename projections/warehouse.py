@@ -27,6 +27,7 @@ from typing import Any
 
 from ops import telemetry
 from ops.clickhouse import ClickHouse
+from ops.dead_letters import DeadLetters, Letter
 from ops.positions import Place
 from ops.reads import Stored
 from projections.columns import RECORD_ROWS, Rows, Subject, Unprojected, adopt, by_month, orphans
@@ -64,6 +65,21 @@ Report = Callable[[Sequence[Unprojected]], Awaitable[None]]
 async def _say(found: Sequence[Unprojected]) -> None:
     for one in found:
         log.warning("record_not_projected", position=one.position, reason=one.reason)
+
+
+def letters_to(letters: DeadLetters, follower: str) -> Report:
+    """Keep records that cannot be projected as dead letters of their follower; the same one again counts an attempt."""
+
+    async def report(found: Sequence[Unprojected]) -> None:
+        await _say(found)
+        await letters.add(
+            [
+                Letter("projection", follower, follower, 0, one.position, one.record, one.code, one.reason)
+                for one in found
+            ]
+        )
+
+    return report
 
 
 class Warehouse:

@@ -129,7 +129,7 @@ class WebhookWorker:
         await place.advance(furthest_behind)
         if time.monotonic() - self._trimmed_s > TRIM_S:
             self._trimmed_s = time.monotonic()
-            await self.store.trim(self.settings.webhook_deliveries_keep_days)
+            await self.store.trim(self.settings.webhook_keep_s)
 
 
 class _Courier:

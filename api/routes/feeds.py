@@ -97,7 +97,7 @@ class FeedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI calls it
         """Send until the reader leaves or the feed ends.
 
-        Errors: feed_full, shutting_down, too_many_subscribers.
+        Errors: feed_full, too_many_subscribers.
         """
         self._feed.admit(self._tenant)
         reason = "left"

@@ -62,6 +62,7 @@ class Reconciliation(Aggregate):
     entries: int = 0
     groups: int = 0
     difference_count: int = 0
+    harmful_count: int = 0
     differences: list[Difference] = []
     duration_ms: int = 0
     scope: str = "all"
@@ -69,7 +70,10 @@ class Reconciliation(Aggregate):
     occasion: str = ""
 
     class Completed(Event, frozen=True):
-        """The log was compared with its followers up to a bound, the first position not looked at."""
+        """The log was compared with its followers up to a bound, the first position not looked at.
+
+        harmful_count counts the differences that make a figure wrong; the first differences of all are listed.
+        """
 
         TOPIC = "reconciliation.completed"
 
@@ -80,6 +84,7 @@ class Reconciliation(Aggregate):
         entries: int
         groups: int
         difference_count: int
+        harmful_count: int
         differences: list[Difference]
         duration_ms: int
         scope: str
@@ -107,6 +112,7 @@ class CompleteReconciliation(Command):
     entries: int = Field(ge=0)
     groups: int = Field(ge=0)
     difference_count: int = Field(ge=0)
+    harmful_count: int = Field(ge=0)
     differences: list[JsonObject] = Field(max_length=FINDINGS_MAX)
     duration_ms: int = Field(ge=0)
     scope: str = Field(max_length=200)

@@ -68,7 +68,8 @@ def _check_node(node: dict[str, Any]) -> None:
         raise _denied("a name given as a parameter")
     if "name_parts" in node:
         _check_table(node["name_parts"])
-    if kind not in {"Identifier", "TableIdentifier"}:
+    # A bare name too: where no column has it, the engine takes it for the function, as in arrayMap(file, ['...']).
+    if kind != "TableIdentifier":
         for key in ("name", "func_name", "function_name"):
             if _FUNCTIONS.match(str(node.get(key, ""))):
                 raise _denied(f"the function {node[key]}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ops.runtime import open_runtime
 from ops.settings import LogLevel
+from ops.telemetry import configure_logging
 from projections.runner import follow
 from tests.kafka.house_child import say
 from tests.kafka.world import kafka_settings
@@ -26,4 +27,6 @@ async def live(plan: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # What is logged goes to stderr; stdout is what the test reads.
+    configure_logging(LogLevel.WARNING)
     asyncio.run(live(json.loads(sys.argv[1])))

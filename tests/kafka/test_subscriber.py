@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from domain.log.notes import Signer
 from domain.log.records import address_text, digest
+from ops.kafka import Kafka
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
 from projections.cloud_events import EVENTS
@@ -170,13 +172,36 @@ async def check_taken_but_one(state: Path, size: int) -> None:
     db.close()
 
 
+def test_a_record_that_is_missing_is_told_once_every_partition_is_past_it(
+    broker: Broker, settings: Settings, tmp_path: Path
+) -> None:
+    kafka = Kafka(settings)
+    kafka.make_topics([kafka.event_topic(EVENTS)])
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    for partition in range(settings.kafka_partitions):
+        value = b'{"stream":"tally/%d"}' % partition
+        headers = {
+            "ce_source": settings.log_origin,
+            "ce_type": "tally.opened",
+            "ce_id": address_text(digest(value)),
+            "ce_sequence": f"{partition + 1:020d}",
+        }
+        producer.produce(EVENTS, value, f"tally/{partition}", partition, headers=headers)
+    producer.flush()
+
+    async def play() -> str:
+        async with open_runtime(settings) as rt:
+            with subscriber(rt, tmp_path / "seen.db") as child:
+                return str((await asyncio.to_thread(child.hear, lambda line: "broken" in line))["broken"])
+
+    assert asyncio.run(play()) == "the record at 0 is missing: every partition is past it"
+
+
 def test_checkpoints_of_another_key_prove_nothing(broker: Broker, settings: Settings, tmp_path: Path) -> None:
     async def play() -> str:
         async with open_runtime(settings) as rt:
             await write_some(rt, 5)
             await relay_all(rt)
-            from domain.log.notes import Signer
-
             key = Signer(rt.signer.name, bytes(32)).key.text
             with subscriber(rt, tmp_path / "seen.db", key=key) as child:
                 return str((await asyncio.to_thread(child.hear, lambda line: "broken" in line))["broken"])

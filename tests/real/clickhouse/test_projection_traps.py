@@ -12,11 +12,13 @@ import msgspec
 import pytest
 
 from domain.errors import DecimalOverflowError
+from ops.dead_letters import DeadLetters
 from ops.engine.process import Target
 from ops.reads import Stored
 from projections.columns import Unprojected, decimals
 from projections.follower import Batch
-from tests.real.clickhouse.warehouse_world import ask, connected, sink_of
+from projections.warehouse import letters_to
+from tests.real.clickhouse.warehouse_world import ask, connected, log_of, sink_of
 
 LAST, FIRST = "2026-06-30T23:59:59.999999Z", "2026-07-01T00:00:00.000000Z"
 
@@ -171,7 +173,7 @@ def test_a_doubled_record_is_seen_by_count_and_sum_where_the_xor_is_blind(
     log.pay(LAST, "1")
     apply(migrated, database_url, "billing", [log.batch()])
     # As if a record had been booked three times: two more rows cancel in the XOR.
-    again = "INSERT INTO soma.entries SELECT * REPLACE ({} AS position) FROM soma.entries AS e FINAL WHERE e.position = 0"
+    again = "INSERT INTO soma.entries SELECT * REPLACE ({} AS position) FROM soma.entries AS e WHERE e.position = 0"
     for position in (1, 2):
         asyncio.run(ask_to(migrated, again.format(position)))
     word = "reinterpretAsInt64(reverse(substring(address, {}, 8)))"
@@ -212,6 +214,29 @@ def test_records_that_cannot_be_told_are_named_and_stop_nobody(
         (0,),
         (last,),
     ]
+
+
+def test_records_that_cannot_be_told_become_dead_letters_once(
+    migrated: Target, database_url: str, log: Log
+) -> None:
+    log.pay(LAST, "1")
+    odd = log.add(LAST, "transfer.posted", "transfer/x", {"money": [{"op": "levitate"}]})
+
+    async def work() -> list[Any]:
+        async with log_of(database_url) as reader:
+            letters = DeadLetters(reader.pool)
+            report = letters_to(letters, "clickhouse.billing")
+            async with sink_of(migrated, database_url, "clickhouse.billing", report=report) as sink:
+                await sink.apply(log.batch())
+                await sink.apply(log.batch(0))
+            return await letters.list()
+
+    ((letter),) = asyncio.run(work())
+    assert (letter.kind, letter.topic, letter.offset, letter.code) == (
+        "projection", "clickhouse.billing", odd, "log_damaged",
+    )  # fmt: skip
+    assert letter.attempts == 2
+    assert letter.payload == log.stored[odd].record
 
 
 def test_subscriptions_to_come_are_told_by_the_view_of_renewals(

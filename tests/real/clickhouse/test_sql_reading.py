@@ -13,6 +13,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ import pytest
 
 from api.routes.sql import SqlEndpoint
 from domain.errors import EngineStartError
+from ops.clickhouse import as_reader
 from ops.sql_allowed import FUNCTIONS, FUNCTIONS_ANY_CASE, HIGHER_ORDER
 from ops.sql_errors import SqlRefusal
 from ops.sql_tree import Scope, Walk
@@ -419,6 +421,23 @@ def test_only_the_listed_functions_take_a_bare_name_for_a_function(sql_world: Sq
                 continue
             answer = _direct_status(sql_world, f"SELECT {name}({arguments})")
             assert answer != 200, f"{name}({arguments})"
+
+
+@pytest.mark.parametrize(
+    "sql", ["SELECT arrayMap(file, ['@'])", "WITH file AS upper SELECT upper('@')", "SELECT file('@')"]
+)
+def test_the_reader_s_account_takes_no_name_for_a_function_that_reads_files(
+    sql_world: SqlWorld, sql: str
+) -> None:
+    told = sql_world.direct("SELECT data_paths[1] FROM system.tables WHERE name = 'secrets'").decode().strip()
+    kept = next(Path(told).glob("all*/columns.txt"))
+    url, user, password = as_reader(sql_world.engine.target)
+    answer = httpx.post(
+        url,
+        content=sql.replace("@", str(kept)),
+        headers={"X-ClickHouse-User": user, "X-ClickHouse-Key": password},
+    )
+    assert answer.headers["x-clickhouse-exception-code"] == "497"
 
 
 def test_only_in_takes_a_table_for_an_argument(sql_world: SqlWorld) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def test_every_documented_view_has_a_tenant_and_can_be_asked_for_each_column(
         assert answer.status_code == 200, f"{statement}: {answer.text}"
         if "count()" in statement:
             assert answer.text == "0\n"
+
+
+def test_the_statements_of_the_guide_are_answered(answers: object) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "howto" / "query-with-sql.md").read_text()
+    code = "\n".join(re.findall(r"```\w+\n(.*?)```", guide, re.DOTALL))
+    statements = [found[1] for found in re.finditer(r"""["'](SELECT .*?)["']""", code)]
+    statements += ["DESCRIBE TABLE balances", "SHOW TABLES", "EXISTS balances"]
+    assert len(statements) >= 7
+    filled = [re.sub(r"\{\w+:String\}", "'EUR'", each) for each in statements]
+    for statement, answer in zip(filled, answers(filled), strict=True):  # type: ignore[operator]
+        assert answer.status_code == 200, f"{statement}: {answer.text}"
 
 
 def test_the_endpoint_is_mounted_on_the_port_of_the_api(

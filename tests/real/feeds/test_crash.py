@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from ops.tokens import LocalIssuer
 from tests.real.api.world import World
 from tests.real.feeds.delivering import events, register, webhook_settings, write
 from tests.real.feeds.reader import FeedReader
@@ -93,6 +94,26 @@ def test_a_reader_of_a_killed_service_has_every_record_once(
         wanted = [e["position"] for e in events(world, None, type="intent.opened")]
     assert heard > SERVICE_KILLS
     assert follower.positions == wanted
+
+
+def test_a_stopped_service_ends_its_feeds_and_goes(
+    database_url: str, tmp_path: Path, repository_root: Path
+) -> None:
+    environment = {"SOMA_DATABASE_URL": database_url, "SOMA_DATA_DIR": str(tmp_path), "SOMA_PORT": "0"}
+    issuer = LocalIssuer(settings_on(database_url, tmp_path))
+    token = issuer.mint("anna", "platform", ["operator"])
+    with started(repository_root, ["api.cli", "serve"], SOMA_SHUTDOWN_GRACE_S="60", **environment) as (
+        running,
+        url,
+    ):
+        follower = FeedReader(url, token)
+        with httpx.Client(timeout=STARTING_S_MAX, trust_env=False) as line:
+            for event in follower.events(line):
+                if event.name == "position":
+                    running.terminate()
+        # Well before the grace is over: nothing holds it up.
+        assert running.wait(30) == 0
+    assert follower.end == "closing"
 
 
 def test_messages_of_killed_workers_arrive_at_least_once_under_one_id_and_in_order(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Receiving
 
+from ops.webhook_store import WebhookStore
 from tests.real.api.world import Speaker, World, refused
 from tests.real.feeds.delivering import delivering, events, register, webhook_settings, write
 from tests.real.feeds.receiver import OK, Received, Receiver, receiving
@@ -385,3 +386,41 @@ def test_nothing_is_sent_to_an_address_that_is_not_the_publics(
             assert (found["delivered"], found["http_status"]) == (False, None)
             assert "127.0.0.1" not in found["error"]
         assert receiver.seen == []
+
+
+def test_what_was_delivered_long_ago_is_forgotten_and_dead_letters_stay(
+    world: World, receiver: Receiver, holder: Speaker
+) -> None:
+    refuse: set[int] = set()
+    receiver.answer = lambda received: (400, {}) if received.position in refuse else OK
+    webhook = register(holder, receiver.url, **INTENTS)
+    refuse.update(range(world.size, world.size + 1))
+    write(world, 3)
+    until(lambda: len(deliveries(holder, webhook, status="delivered")) == 2, "not all are delivered")
+    assert len(deliveries(holder, webhook, status="dead")) == 1
+    store = WebhookStore(world.service.runtime.reader.pool)
+    world.service.run(store.trim(3_600))
+    assert len(deliveries(holder, webhook)) == 3
+    world.service.run(store.trim(0))
+    assert [d["status"] for d in deliveries(holder, webhook)] == ["dead"]
+
+
+def test_pages_of_deliveries_hold_each_one_once(world: World, receiver: Receiver, holder: Speaker) -> None:
+    webhook = register(holder, receiver.url, **INTENTS)
+    positions = write(world, 3)
+    span = {"from_position": positions[0], "to_position": positions[-1]}
+    holder.made(f"/v1/webhooks/{webhook['id']}/redeliver", span)
+    until(lambda: len(deliveries(holder, webhook)) == 6, "not all are delivered")
+    found: list[tuple[int, int]] = []
+    cursor = None
+    while True:
+        page = holder.read(
+            f"/v1/webhooks/{webhook['id']}/deliveries",
+            params={"limit": 4} | ({"cursor": cursor} if cursor else {}),
+        )
+        found += [(d["position"], d["redelivery"]) for d in page["items"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert found == sorted(set(found), reverse=True)
+    assert len(found) == 6
