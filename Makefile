@@ -38,12 +38,12 @@ kafka: $(STAMP) ## start a real Kafka broker on loopback (Java and Maven); Ctrl-
 unit: $(STAMP) ## tests without sockets, in seconds; T=tests/unit/log for a part
 	@$(BIN)/pytest $(or $(T),tests/unit)
 
-real: $(STAMP) ## tests against a real PostgreSQL (embedded, or SOMA_TEST_DATABASE_URL)
+real: $(STAMP) ## tests against a real PostgreSQL and a real ClickHouse engine (T=tests/kafka for Kafka)
 	@$(BIN)/pytest $(or $(T),tests/real)
 
-test: $(STAMP) ## unit and real
-	@echo "test: unit tests, then real servers; a few minutes"
-	@$(BIN)/pytest tests/unit tests/real
+test: $(STAMP) ## unit, real, and Kafka where there are Java and Maven
+	@echo "test: unit tests, then real servers; about ten minutes"
+	@$(BIN)/pytest tests/unit tests/real tests/kafka
 
 lint: $(STAMP) ## formatting, style, imports and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/mypy

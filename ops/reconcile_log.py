@@ -7,7 +7,7 @@ and stream out in the order of their keys, so that both sides can be merged in l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from domain.billing.fingerprints import DIGESTED, ENTRIES, RECORDS, SEPARATOR, U
 from domain.errors import ReconciliationRunningError, UnavailableError
 from ops.postgres import connect_reconciler
 
+CANCEL_S_MAX = 5.0
 LOCK = int.from_bytes(b"somarecn", "big") >> 1
 
 _LEGS_BEFORE = (
@@ -134,6 +135,7 @@ class LogSide:
     def __init__(self, conn: psycopg.Connection[Any], fresh: psycopg.Connection[Any]) -> None:
         self._conn = conn
         self._fresh = fresh
+        self._given_up = False
         self._cursor = conn.cursor(binary=True, row_factory=tuple_row)
         self.size: int = self._one("SELECT size FROM log_head")[0]
 
@@ -195,7 +197,7 @@ class LogSide:
         """
         keys = ", ".join(table.group)
         ordered = ", ".join(f'{key} COLLATE "C"' for key in table.group)
-        where, params = _where(table, 0, bound, account)
+        where, params = self._where(table, 0, bound, account)
         statement = (
             f"COPY (SELECT {keys}, {_folds(table)} FROM ({where}) AS s GROUP BY {keys} ORDER BY {ordered})"
             " TO STDOUT (FORMAT binary)"
@@ -208,7 +210,7 @@ class LogSide:
 
     def buckets(self, table: Table, bound: int, width: int, account: str | None = None) -> dict[int, Totals]:
         """Give the fingerprints of ranges of positions of one width, below a bound; empty ones are left out."""
-        where, params = _where(table, 0, bound, account)
+        where, params = self._where(table, 0, bound, account)
         statement = f"SELECT position / {width}, {_folds(table)} FROM ({where}) AS s GROUP BY 1"
         return {row[0]: _totals(row[1:]) for row in self._cursor.execute(statement, params)}
 
@@ -223,12 +225,12 @@ class LogSide:
 
     def totals(self, table: Table, start: int, end: int, account: str | None = None) -> Totals:
         """Give the fingerprint of a range of positions, the end not included."""
-        where, params = _where(table, start, end, account)
+        where, params = self._where(table, start, end, account)
         return _totals(self._one(f"SELECT {_folds(table)} FROM ({where}) AS s", *params))
 
     def rows(self, table: Table, start: int, end: int, account: str | None = None) -> list[dict[str, Any]]:
         """Read the rows of a range of positions."""
-        where, params = _where(table, start, end, account)
+        where, params = self._where(table, start, end, account)
         columns = ", ".join(_ROW_COLUMNS[table.name])
         also = ", LATERAL (SELECT convert_from(record, 'UTF8')::jsonb) AS c(j)" if table is RECORDS else ""
         statement = f"SELECT {columns} FROM ({where}) AS s{also} ORDER BY position, leg"
@@ -242,6 +244,29 @@ class LogSide:
             (position, limit),
         )
         return [(row[0], bytes(row[1]), bytes(row[2])) for row in found]
+
+    # ------------------------------------------------------------------ giving up
+
+    def give_up(self) -> None:
+        """Have the statement under way cancelled and refuse further ones; called from another thread."""
+        self._given_up = True
+        with suppress(psycopg.Error):
+            self._conn.cancel_safe(timeout=CANCEL_S_MAX)
+
+    def _where(self, table: Table, start: int, end: int, account: str | None) -> tuple[str, list[Any]]:
+        """Narrow a table's source to a range of positions, and to an account where one is asked for."""
+        if self._given_up:
+            raise UnavailableError("the reconciliation was given up")
+        source, params = (
+            f"{_SOURCES[table.name]} AND e.position >= %s AND e.position < %s",
+            [start, end],
+        )
+        if account is None:
+            return source, params
+        named = (
+            f"{source} AND p.posting ->> 'account' = %s AND position(convert_to(%s, 'UTF8') IN e.record) > 0"
+        )
+        return named, [*params, account, account]
 
     # ------------------------------------------------------------------ balances
 
@@ -272,15 +297,6 @@ def _alone(conn: psycopg.Connection[Any]) -> Iterator[None]:
     finally:
         # A connection that is closed lets go of its locks a moment later only.
         conn.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
-
-
-def _where(table: Table, start: int, end: int, account: str | None) -> tuple[str, list[Any]]:
-    """Narrow a table's source to a range of positions, and to an account where one is asked for."""
-    source, params = f"{_SOURCES[table.name]} AND e.position >= %s AND e.position < %s", [start, end]
-    if account is None:
-        return source, params
-    named = f"{source} AND p.posting ->> 'account' = %s AND position(convert_to(%s, 'UTF8') IN e.record) > 0"
-    return named, [*params, account, account]
 
 
 def _row(table: Table, values: Sequence[Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ops.clickhouse import ClickHouse
 from ops.reconcile_log import LogSide
 from ops.reconcile_views import wrong_views
 from ops.reconcile_warehouse import RollupRow, WarehouseSide
-from projections.reconcile_search import BUCKET, Differences, Search, tell_doubled, texts, units
+from projections.reconcile_search import BUCKET, LISTED_MAX, Differences, Search, tell_doubled, texts, units
 
 # A follower further behind than this is a difference of its own; what it has not applied is not compared.
 BEHIND_RECORDS_MAX = 100_000
@@ -97,7 +97,14 @@ async def compare(
     Errors: reconciliation_running, unavailable, clickhouse_refused.
     """
     warehouse = WarehouseSide(clickhouse)
-    result = await asyncio.to_thread(_compare, url, warehouse, scope, progress)
+    opened: list[LogSide] = []
+    try:
+        result = await asyncio.to_thread(_compare, url, warehouse, scope, progress, opened)
+    except asyncio.CancelledError:
+        # The thread is in the middle of a statement; it is not waited for longer than that takes to be given up.
+        for log in opened:
+            await asyncio.to_thread(log.give_up)
+        raise
     if scope.account is None:
         await _compare_views(clickhouse, result)
     return result
@@ -121,9 +128,12 @@ def _apart(what: str, wanted: str, there: str | None) -> Change:
     return Change(what, wanted[start : start + TEXT_MAX], there[start : start + TEXT_MAX])
 
 
-def _compare(url: str, warehouse: WarehouseSide, scope: Scope, progress: Progress) -> Comparison:
+def _compare(
+    url: str, warehouse: WarehouseSide, scope: Scope, progress: Progress, opened: list[LogSide]
+) -> Comparison:
     started_s = time.perf_counter()
     with LogSide.opened(url) as log:
+        opened.append(log)
         run = _Run(log, warehouse, scope, progress)
         run.measure()
         tables = TABLES if scope.account is None else (ENTRIES,)
@@ -145,6 +155,8 @@ class _Run:
         self._scope = scope
         self._progress = progress
         self._nets: dict[str, int] = {}
+        self._follower_rows = 0
+        self._stale_count = 0
         self.result = Comparison(scope, log.size)
         self.found = self.result.found
 
@@ -201,7 +213,7 @@ class _Run:
         Gives whether any differ, the rows of the rollup that are wrong, and those that went on while they were read.
         """
         differs, stale, moving = False, [], []
-        rows = groups = self._follower_rows = 0
+        rows = groups = self._follower_rows = self._stale_count = 0
         rollup = self._warehouse.rollup(table, account) if table.rollup else iter(())
         sides: tuple[Iterator[tuple[Key, Any]], ...] = (
             self._log.groups(table, bound, account),
@@ -217,9 +229,10 @@ class _Run:
                 self._nets[key[0]] = self._nets.get(key[0], 0) + log.amount
             if table.rollup:
                 if row is not None and row.upto > bound:
-                    moving.append(row)
+                    moving += [row] if len(moving) < MOVING_MAX else []
                 elif not agrees(table, log, row):
-                    stale.append((key, log, row))
+                    self._stale_count += 1
+                    stale += [(key, log, row)] if len(stale) < LISTED_MAX else []
             if groups % 1_000 == 0:
                 self._progress(table.name, rows)
         self.result.rows[table.name], self.result.groups[table.name] = rows, groups
@@ -233,13 +246,10 @@ class _Run:
             # Asked about an earlier day: these count what came later, and say nothing about then.
             moving = []
         self.result.rollup_rows += len(moving)
-        counted = self._warehouse.groups_upto(table, moving[:MOVING_MAX])
-        stale += [
-            (row.key, counted.get(row.key, EMPTY), row)
-            for row in moving[:MOVING_MAX]
-            if not agrees(table, counted.get(row.key, EMPTY), row)
-        ]
-        for key, right, there in stale:
+        counted = self._warehouse.groups_upto(table, moving)
+        wrong = [row for row in moving if not agrees(table, counted.get(row.key, EMPTY), row)]
+        self.found.count_more(self._stale_count - len(stale))
+        for key, right, there in [*stale, *((row.key, counted.get(row.key, EMPTY), row) for row in wrong)]:
             self.result.tables_apart.add(table.name)
             words = _rollup_words(table, right, there)
             self._add("stale_rollup", str(table.rollup), texts(key), max(1, right.rows), words)

@@ -59,6 +59,11 @@ class Differences:
             self._keep(self._open)
             self._open = None
 
+    def count_more(self, count: int) -> None:
+        """Count differences that are not told one by one."""
+        self.count += count
+        self.harmful_count += count
+
     def _keep(self, difference: Difference) -> None:
         self.count += 1
         self.harmful_count += not difference.harmless

@@ -93,7 +93,7 @@ def test_balances_equal_the_book_of_the_log_to_the_last_digit(followed: Target, 
 def test_days_are_summed_exactly_with_their_fingerprints(followed: Target, plain: Plain) -> None:
     found = rows(
         followed,
-        "SELECT account, currency, toString(day), entries, debit, credit, net, x0, s2, weighted, upto"
+        "SELECT account, currency, toString(day), entries, debits, credits, net, x0, s2, weighted, upto"
         " FROM soma.entries_daily FINAL",
     )
     legs = plain.legs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from domain.errors import ReconciliationRunningError
 from domain.log.records import parse_address
 from ops.engine.process import EmbeddedClickHouse
 from ops.reconcile_log import LogSide
-from projections.reconcile import Comparison, Scope
+from projections.reconcile import WHOLE, Comparison, Scope, compare
 from projections.reconciliations import repair
 from tests.real.clickhouse.reconciled import World, world
 
@@ -453,5 +454,43 @@ def test_more_differences_than_are_listed_are_all_counted(
         found: Any = (await told.compare()).found
         assert (found.count, len(found.listed)) == (40, 5)
         assert [d.position for d in found.listed] == [20, 21, 22, 23, 24]
+
+    tell(story)
+
+
+def test_one_that_is_given_up_lets_go_at_once(tell: Tell) -> None:
+    async def story(told: World) -> None:
+        begun = threading.Event()
+
+        def slow(what: str, done: int) -> None:
+            begun.set()
+            time.sleep(0.05)
+
+        task = asyncio.create_task(compare(told.runtime.url, told.clickhouse, WHOLE, slow))
+        await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        until = time.monotonic() + 20
+        found = None
+        while found is None and time.monotonic() < until:
+            try:
+                found = await told.compare()
+            except ReconciliationRunningError:
+                await asyncio.sleep(0.05)
+        assert found is not None
+        assert found.is_clean
+
+    tell(story)
+
+
+def test_an_emptied_rollup_is_counted_to_its_last_group(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(told: World) -> None:
+        monkeypatch.setattr("projections.reconcile.LISTED_MAX", 3)
+        await told.clickhouse.command("TRUNCATE TABLE soma.entries_daily SYNC")
+        found = await told.compare()
+        assert (found.found.count, found.found.harmful_count, len(found.found.listed)) == (10, 10, 3)
+        assert {d.kind for d in found.found.listed} == {"stale_rollup"}
+        await mended(told, found)
 
     tell(story)

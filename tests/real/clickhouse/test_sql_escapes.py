@@ -79,6 +79,8 @@ def test_an_attempt_to_get_out_stays_inside(sql_world: SqlWorld, attempt: Attemp
         assert code in REFUSALS, (answer.status_code, answer.text[:300])
         assert answer.status_code >= 400
         assert answer.text.startswith(f"Code: {code}. DB::Exception: ")
+        # We refused it, and not the second line behind us.
+        assert "reader: " not in answer.text
     elif attempt.kind == "bounded":
         assert code in LIMITS or answer.status_code == 200, answer.text[:300]
     else:
