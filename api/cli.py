@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli_billing import billing_app
 from api.cli_dead_letters import dead_letters_app
 from api.cli_follow import follow, rebuild
-from api.cli_billing import billing_app
 from api.cli_log import audit_app, ledger_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
@@ -97,7 +97,15 @@ def load_settings(**given: Any) -> Settings:
     embedded = given.pop("embedded", False)
     chosen = {name: value for name, value in given.items() if value is not None}
     if embedded:
-        chosen |= dict.fromkeys(("database_url", "object_store_url", "clickhouse_url", "kafka_bootstrap_servers"))
+        chosen |= dict.fromkeys(
+            (
+                "database_url",
+                "object_store_url",
+                "clickhouse_url",
+                "clickhouse_reader_url",
+                "kafka_bootstrap_servers",
+            )
+        )
     try:
         return Settings(**chosen)
     except ValidationError as error:
@@ -159,7 +167,10 @@ def _banner(settings: Settings, url: str, opened: Runtime) -> None:
             "database",
             f"embedded, {settings.data_dir}/postgres" if settings.database_url is None else "by URL",
         ),
-        ("sql", f"{url}/clickhouse, ClickHouse's HTTP dialect; the password is a token of role billing or auditor"),
+        (
+            "sql",
+            f"{url}/clickhouse, ClickHouse's HTTP dialect; the password is a token of role billing or auditor",
+        ),
         ("clickhouse", "embedded engine" if settings.clickhouse_url is None else "by URL"),
         ("kafka", settings.kafka_bootstrap_servers or "none; events at /v1/log/feed and by webhooks"),
         ("objects", f"{settings.objects_path}" if settings.object_store_url is None else "by URL"),

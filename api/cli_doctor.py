@@ -187,7 +187,9 @@ def _kafka(settings: Settings) -> Iterator[Line]:
     if settings.kafka_bootstrap_servers is None:
         yield Line("kafka", Verdict.WELL, "not used: no brokers are named")
         return
-    yield Line("kafka", Verdict.WELL, f"{brokers(settings)} broker(s) answer at {settings.kafka_bootstrap_servers}")
+    yield Line(
+        "kafka", Verdict.WELL, f"{brokers(settings)} broker(s) answer at {settings.kafka_bootstrap_servers}"
+    )
 
 
 def _address(settings: Settings) -> Iterator[Line]:

@@ -105,9 +105,8 @@ def rebuild(
 async def _rebuild(settings: Settings, name: str, progress: object) -> str:
     from ops.clickhouse import open_clickhouse
     from ops.clickhouse_migrate import migrate_clickhouse
-    from projections.rebuild import rebuild as run
-
     from ops.runtime import database
+    from projections.rebuild import rebuild as run
 
     async with database(settings) as url, open_clickhouse(settings) as clickhouse:
         await migrate_clickhouse(clickhouse, settings.clickhouse_cluster)

@@ -98,7 +98,7 @@ def run(settings: Settings, announce: Announce, children: Mapping[str, Sequence[
         house = _House(app, settings, [Child(name, words) for name, words in children.items()])
         listeners = [(house.server(app), bound)]
         if sql is not None:
-            listeners.append((house.server(sql_app(app)), sql))
+            listeners.append((house.server(sql_app(app.state)), sql))
         with asyncio.Runner(loop_factory=listeners[0][0].config.get_loop_factory()) as runner:
             runner.run(house.serve(listeners, announce))
     # From here on all is written and closed; a late signal changes nothing but how it looks.

@@ -211,6 +211,12 @@ def locate_url(url: str) -> tuple[str, str, str]:
     return bare, unquote(parts.username or "default"), unquote(parts.password or "")
 
 
+def _reader_by_url(settings: Settings) -> tuple[str, str, str]:
+    if settings.clickhouse_reader_url is None:
+        raise UnavailableError("no account for readers is named: set SOMA_CLICKHOUSE_READER_URL")
+    return locate_url(settings.clickhouse_reader_url.get_secret_value())
+
+
 def as_service(target: Target) -> tuple[str, str, str]:
     """Name the service's account of an embedded engine."""
     return target.url, target.service_user, target.service_password
@@ -225,11 +231,12 @@ def as_reader(target: Target) -> tuple[str, str, str]:
 async def clickhouse_places(settings: Settings) -> AsyncIterator[Sequence[Locate]]:
     """Tell where ClickHouse is, as the service and as the reader; without a URL, hold the embedded engine up meanwhile.
 
-    Errors: engine_start_failed.
+    On a server the reader is an account of its own, which may do nothing but read the documented views.
+    Errors: engine_start_failed; the reader's place answers unavailable where no account is named.
     """
     if settings.clickhouse_url is not None:
         place = locate_url(settings.clickhouse_url.get_secret_value())
-        yield (lambda: place, lambda: place)
+        yield (lambda: place, lambda: _reader_by_url(settings))
         return
     embedded = await asyncio.to_thread(EmbeddedClickHouse.start, settings.data_dir)
     try:

@@ -64,7 +64,11 @@ class Settings(BaseSettings):
     clickhouse_cluster: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
-        description="Name of the ClickHouse cluster (one shard) whose replicas hold the tables; unset means one server.",
+        description="Name of a ClickHouse cluster (one shard) whose replicas hold the tables; unset: one server.",
+    )
+    clickhouse_reader_url: SecretStr | None = Field(
+        None,
+        description="The same server with an account that may only read database bi; SQL is off without one.",
     )
     kafka_bootstrap_servers: str | None = Field(
         None, description="host:port of Kafka brokers, by commas; unset means no relay and no ingest."
@@ -174,7 +178,10 @@ class Settings(BaseSettings):
         15.0, ge=0.1, le=300, description="A quiet feed says so much apart that it is alive, in seconds."
     )
     feed_send_s_max: float = Field(
-        30.0, ge=0.1, le=3_600, description="How long a feed waits for a reader that takes nothing, in seconds."
+        30.0,
+        ge=0.1,
+        le=3_600,
+        description="How long a feed waits for a reader that takes nothing, in seconds.",
     )
     webhook_key_file: Path | None = Field(
         None,

@@ -177,14 +177,16 @@ def refusal_of(status: int, text: str) -> SqlRefusal:
     )
 
 
-def _away() -> SqlRefusal:
-    return SqlRefusal(210, "ClickHouse does not answer at the moment; ask again")
+def _away(why: str = "ClickHouse does not answer at the moment; ask again") -> SqlRefusal:
+    return SqlRefusal(210, why)
 
 
 def _place(locate: Locate) -> tuple[str, str, str]:
     try:
         return locate()
-    except (LedgerError, OSError) as error:
+    except LedgerError as error:
+        raise _away(error.message) from error
+    except OSError as error:
         raise _away() from error
 
 

@@ -266,7 +266,10 @@ SQL_QUERY_SECONDS = Histogram(
 SQL_ANSWER_BYTES = Counter("soma_sql_answer_bytes", "Bytes of answers to SQL.", registry=REGISTRY)
 
 RECONCILIATIONS = Counter(
-    "soma_reconciliations", "Reconciliations by outcome: clean, drift or failed.", ["outcome"], registry=REGISTRY
+    "soma_reconciliations",
+    "Reconciliations by outcome: clean, drift or failed.",
+    ["outcome"],
+    registry=REGISTRY,
 )
 RECONCILIATION_DIFFERENCES = Gauge(
     "soma_reconciliation_differences", "Differences the last one found, by kind.", ["kind"], registry=REGISTRY
@@ -281,10 +284,14 @@ RECONCILIATION_BOUND = Gauge(
     "soma_reconciliation_bound", "First position the last one did not compare.", registry=REGISTRY
 )
 RECONCILED_AT = Gauge(
-    "soma_reconciliation_last_timestamp_seconds", "When the last one over everything ended.", registry=REGISTRY
+    "soma_reconciliation_last_timestamp_seconds",
+    "When the last one over everything ended.",
+    registry=REGISTRY,
 )
 RECONCILED_CLEAN_AT = Gauge(
-    "soma_reconciliation_last_clean_timestamp_seconds", "When the last clean one over everything ended.", registry=REGISTRY
+    "soma_reconciliation_last_clean_timestamp_seconds",
+    "When the last clean one over everything ended.",
+    registry=REGISTRY,
 )
 DEAD_LETTERS_OPEN = Gauge(
     "soma_dead_letters_open", "Letters that are neither taken in again nor given up.", registry=REGISTRY

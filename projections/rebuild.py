@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from domain.errors import RebuildDiffersError
+from domain.errors import RebuildDiffersError, RebuildRunsError, UnavailableError
 from ops import telemetry
 from ops.clickhouse import ClickHouse
 from ops.listen import Listener
@@ -39,6 +39,7 @@ log = telemetry.logger(__name__)
 
 MARK = "next"
 HANDOVER_S_MAX = 120.0
+ALONE_S_MAX = 2.0
 
 Progress = Callable[[int, int], None]
 
@@ -92,16 +93,35 @@ async def rebuild(
     """Build a group of tables again and put them in the place of the live ones; readers see one or the other.
 
     progress hears (position, size of the log). A live follower goes on meanwhile and is asked to pause at the end.
-    Errors: follower_unknown, rebuild_differs, unavailable, clickhouse_refused.
+    Errors: follower_unknown, rebuild_differs, rebuild_runs, unavailable, clickhouse_refused.
     """
+    group = group_of(name)
     pool = reader_pool(url, 2)
     await pool.open()
     try:
-        async with Listener(url) as listener:
-            work = _Rebuild(clickhouse, url, group_of(name), LogReader(pool), listener, progress, observe)
+        async with _alone(url, name), Listener(url) as listener:
+            work = _Rebuild(clickhouse, url, group, LogReader(pool), listener, progress, observe)
             return await work.run()
     finally:
         await pool.close()
+
+
+@asynccontextmanager
+async def _alone(url: str, name: str) -> AsyncIterator[None]:
+    """Keep others from rebuilding the same tables at the same time.
+
+    Errors: rebuild_runs, unavailable.
+    """
+    place = await Place.open(url, f"{name}.rebuild")
+    try:
+        try:
+            await place.lead(ALONE_S_MAX)
+        except TimeoutError as error:
+            raise RebuildRunsError(name=name) from error
+        yield
+        await place.forget()
+    finally:
+        await place.close()
 
 
 class _Rebuild:
@@ -207,7 +227,10 @@ class _Rebuild:
         place = await Place.open(self._url, self._group.name)
         try:
             await place.ask_handover()
-            await place.lead(HANDOVER_S_MAX)
+            try:
+                await place.lead(HANDOVER_S_MAX)
+            except TimeoutError as error:
+                raise UnavailableError("the live follower does not let go of its lock") from error
             yield place
         finally:
             await place.close()

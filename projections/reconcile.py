@@ -212,7 +212,9 @@ class _Run:
 
         Gives whether any differ, the rows of the rollup that are wrong, and those that went on while they were read.
         """
-        differs, stale, moving = False, [], []
+        differs = False
+        stale: list[tuple[Key, Totals, RollupRow | None]] = []
+        moving: list[RollupRow] = []
         rows = groups = self._follower_rows = self._stale_count = 0
         rollup = self._warehouse.rollup(table, account) if table.rollup else iter(())
         sides: tuple[Iterator[tuple[Key, Any]], ...] = (

@@ -350,7 +350,7 @@ class Exchange:
             # It would count rows that were read, of every tenant.
             fields["output_format_write_statistics"] = "0"
         if self._of_server:
-            # A server's account may be the service's own; for this statement it is a reader's.
+            # Whatever else that account may do, for this statement it is a reader's.
             fields |= {"readonly": "2", "cancel_http_readonly_queries_on_client_close": "1"}
         for name in ("wait_end_of_query", "enable_http_compression"):
             if asked.flag(name):

@@ -61,7 +61,7 @@ class DecimalOverflowError(UnprocessableError, code="decimal_overflow"):
     """An amount has more digits than the column it is to be kept in."""
 
 
-class ReconciliationRunningError(ConflictError, code="reconciliation_running", status=409, retry=Retry.AS_IS):
+class ReconciliationRunningError(ConflictError, code="reconciliation_running"):
     """Another reconciliation is under way; there is one at a time."""
 
 

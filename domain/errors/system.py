@@ -79,3 +79,7 @@ class RelayDivergedError(UnavailableError, code="relay_diverged", status=503, re
 
 class RebuildDiffersError(UnavailableError, code="rebuild_differs", status=503, retry=Retry.NEVER):
     """What was rebuilt does not agree with the log; the live tables were left as they are."""
+
+
+class RebuildRunsError(ConflictError, code="rebuild_runs", retry=Retry.AS_IS):
+    """Another rebuild of this follower's tables runs now."""

@@ -16,15 +16,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import psycopg
 import pytest
 
+from domain.errors import RebuildRunsError
 from ops.clickhouse import ClickHouse, as_service
 from ops.engine.process import EmbeddedClickHouse, Target
 from ops.listen import Listener
+from ops.positions import Place
 from projections import rebuild, warehouse
 from projections.follower import Follower
 from projections.groups import GROUPS
@@ -41,7 +43,10 @@ SAID_S_MAX = 60.0
 class Child:
     """A follower or a rebuild in a process of its own."""
 
+    started: ClassVar[list[Child]] = []
+
     def __init__(self, root: Path, plan: dict[str, Any]) -> None:
+        self.started.append(self)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.real.clickhouse.follower_child", json.dumps(plan)],
             stdout=subprocess.PIPE,
@@ -257,9 +262,33 @@ def test_a_live_follower_hands_over_to_a_rebuild_and_goes_on(
     assert prints(migrated) == undisturbed
 
 
+def test_two_rebuilds_of_the_same_tables_do_not_run_at_once(migrated: Target, market: str) -> None:
+    async def second() -> None:
+        first = await Place.open(market, "clickhouse.usage.rebuild")
+        await first.lead()
+        clickhouse = await ClickHouse.open(*as_service(migrated))
+        try:
+            with pytest.raises(RebuildRunsError):
+                await rebuild.rebuild(clickhouse, market, "clickhouse.usage")
+        finally:
+            await clickhouse.close()
+            await first.forget()
+            await first.close()
+
+    asyncio.run(second())
+
+
 @pytest.fixture(autouse=True)
-def _no_places_left(market: str) -> Iterator[None]:
-    """See that a rebuild leaves no place of its own behind."""
+def _nothing_left(market: str) -> Iterator[None]:
+    """See that no child is left, and that a rebuild leaves no place of its own behind."""
     yield
+    while Child.started:
+        child = Child.started.pop()
+        if child.process.poll() is None:
+            child.kill()
+        elif child.process.stdout is not None:
+            child.process.stdout.close()
     with psycopg.connect(market) as connection:
-        assert not connection.execute("SELECT name FROM followers WHERE name LIKE '%next%'").fetchall()
+        names = connection.execute("SELECT name FROM followers WHERE name ~ 'next|rebuild'").fetchall()
+        connection.execute("DELETE FROM followers WHERE name ~ 'next|rebuild'")
+    assert not names
