@@ -69,6 +69,8 @@ def configure_logging(
         )
     )
     logging.basicConfig(level=threshold, handlers=[handler], force=True)
+    # It tells every URL it asks, with all that stands in it: parameters of queries, names of receivers.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def logger(name: str) -> Any:

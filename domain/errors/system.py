@@ -81,5 +81,5 @@ class RebuildDiffersError(UnavailableError, code="rebuild_differs", status=503, 
     """What was rebuilt does not agree with the log; the live tables were left as they are."""
 
 
-class RebuildRunsError(ConflictError, code="rebuild_runs", retry=Retry.AS_IS):
+class RebuildRunsError(ConflictError, code="rebuild_runs"):
     """Another rebuild of this follower's tables runs now."""

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from domain.billing import accounts, usage
+from domain.billing.reconciliation import CompleteReconciliation, complete_reconciliation
 from domain.feeds import webhooks
-from domain.ledger import UseCase
+from domain.ledger import Caller, UseCase
 from domain.market import contracts, disputes, intents, offers, rounds, training
 from domain.values import moment_text
 from ops.dead_letters import DeadLetters, Letter
@@ -80,6 +81,7 @@ def things(world: World) -> Things:
         "usage_id": used["id"],
         "letter_id": letter_id,
         "webhook_id": hook["id"],
+        "reconciliation_id": reconciled(world),
     }
     words = (
         OWNER,
@@ -93,6 +95,21 @@ def things(world: World) -> Things:
         dispute["id"],
     )
     return Things(owner, seller, names, words)
+
+
+def reconciled(world: World) -> str:
+    """Write a reconciliation down that found something about the others; give its name."""
+    difference = {
+        "kind": "altered", "table": "entries", "key": f"wallet.{OWNER}.USD alpha-words", "position": 1, "last": 1,
+        "rows": 1, "address": None, "stream": None, "changes": [],
+    }  # fmt: skip
+    command = CompleteReconciliation(
+        bound=1, log_size=1, records=1, entries=1, groups=1, difference_count=1, harmful_count=1,
+        differences=[difference], duration_ms=1, scope="all", deep=False, occasion="asked",
+    )  # fmt: skip
+    who = Caller("ola", "platform", frozenset({"operator"}))
+    world.service.run(world.service.runtime.ledger.act(complete_reconciliation, command, who))
+    return str(world.operator.read("/v1/billing/reconciliations")["items"][0]["id"])
 
 
 def reading(**members: Any) -> dict[str, Any]:
@@ -130,6 +147,7 @@ def body_for(route: Route, things: Things) -> Any:
         "/v1/training/enable": {"tenant": OWNER, "reason": "mine"},
         "/v1/training/disable": {"tenant": OWNER},
         "/v1/log/witnesses": {"vkey": "x"},
+        "/v1/billing/reconciliations": {"account": f"wallet.{OWNER}.USD"},
         "/v1/usage": {"readings": [reading(tenant=OWNER)]},
         "/v1/dead_letters/{letter_id}/requeue": {"reading": reading(tenant=OWNER)},
         "/v1/dead_letters/{letter_id}/discard": {"reason": "mine"},
@@ -305,6 +323,7 @@ OTHERS = {
     ("POST", "/v1/log/witnesses"),
     ("POST", "/v1/dead_letters/{letter_id}/requeue"),
     ("POST", "/v1/dead_letters/{letter_id}/discard"),
+    ("POST", "/v1/billing/reconciliations"),
 }
 
 

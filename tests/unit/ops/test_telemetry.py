@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import structlog
 from hypothesis import given
@@ -118,3 +119,12 @@ def test_a_group_commit_is_counted_by_the_outcome_of_its_commands() -> None:
     before = committed()
     batch_committed({"committed": 3, "refused": 1}, 5, 0.002)
     assert committed() == before + 3
+
+
+def test_a_url_that_was_asked_is_never_told(stream: io.StringIO) -> None:
+    """The HTTP client's own lines hold whole URLs, and with them the parameters of people's queries."""
+    configure_logging(LogLevel.DEBUG, LogFormat.JSON, stream)
+    transport = httpx.MockTransport(lambda _: httpx.Response(200))
+    with httpx.Client(transport=transport) as client:
+        client.get(f"http://127.0.0.1/?param_account={SECRET}")
+    assert SECRET not in stream.getvalue()
