@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -102,7 +103,7 @@ def rebuild(
     print(report)
 
 
-async def _rebuild(settings: Settings, name: str, progress: object) -> str:
+async def _rebuild(settings: Settings, name: str, progress: Callable[[int, int], None]) -> str:
     from ops.clickhouse import open_clickhouse
     from ops.clickhouse_migrate import migrate_clickhouse
     from ops.runtime import database

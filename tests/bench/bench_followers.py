@@ -16,7 +16,7 @@ from ops.clickhouse import ClickHouse
 from ops.listen import Listener
 from ops.runtime import Runtime
 from projections.columns import by_month
-from projections.follower import BATCH_MAX, Follower, cut
+from projections.follower import Follower, cut
 from projections.groups import GROUPS, tell
 from projections.rebuild import rebuild
 from projections.warehouse import PROJECTIONS, Warehouse

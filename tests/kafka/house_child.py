@@ -1,4 +1,4 @@
-"""A service under load that is going to be killed: money, offers, intents, contracts and usage, as fast as it is told."""
+"""A service under load that is going to be killed: money, offers and usage, as fast as it is told."""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ def soma(*words: str, **given: str) -> subprocess.CompletedProcess[str]:
 
 def lines_of(table: str) -> dict[str, str]:
     """Read the doctor's table: part -> the rest of its line."""
-    parts = "settings|data directory|database|migrations|log identity|log key|issuer key|object store|clickhouse|kafka|address|disk"
+    parts = (
+        "settings|data directory|database|migrations|log identity|log key|issuer key|object store|clickhouse|kafka"
+        "|address|disk"
+    )
     found = {}
     for line in table.splitlines():
         for part in parts.split("|"):
