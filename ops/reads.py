@@ -202,8 +202,8 @@ class LogReader:
         """
         word = "('x' || encode(substring(address, {}, 8), 'hex'))::bit(64)::bigint"
         records = await self._one(
-            f"SELECT count(*), coalesce(bit_xor({word.format(1)}), 0), coalesce(sum(({word.format(17)})::numeric), 0)::text"
-            " FROM events WHERE position < %s",
+            f"SELECT count(*), coalesce(bit_xor({word.format(1)}), 0),"
+            f" coalesce(sum(({word.format(17)})::numeric), 0)::text FROM events WHERE position < %s",
             end,
         )
         moves = await self._one(
