@@ -55,7 +55,8 @@ class Place:
     async def lead(self, wait_s: float | None = None) -> int:
         """Wait to be the leader; give the first position that is not applied.
 
-        Errors: unavailable (also when the wait is bounded and another leader does not let go).
+        A bounded wait that is in vain ends in TimeoutError.
+        Errors: unavailable.
         """
         async with asyncio.timeout(wait_s):
             # Asked for again and again, since a connection that waits inside the server cannot be cancelled cleanly.

@@ -141,7 +141,17 @@ def golden_record(topic: str, cls: type[Event]) -> bytes:
 
 
 def _begins(topic: str) -> bool:
-    begun = {"listed", "opened", "created", "registered", "uploaded", "posted", "succeeded", "enabled", "metered"}
+    begun = {
+        "listed",
+        "opened",
+        "created",
+        "registered",
+        "uploaded",
+        "posted",
+        "succeeded",
+        "enabled",
+        "metered",
+    }
     return topic.rpartition(".")[2] in begun
 
 

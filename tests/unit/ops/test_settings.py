@@ -75,7 +75,9 @@ def test_every_setting_is_described_and_every_number_bounded() -> None:
         assert field.description.endswith("."), name
         if field.annotation in (int, float):
             assert {type(mark).__name__ for mark in field.metadata} >= {"Ge", "Le"}, name
-            assert name.rsplit("_", 1)[-1] in {"s", "max", "ppm", "port", "partitions"}, f"{name}: the unit comes last"
+            assert name.rsplit("_", 1)[-1] in {"s", "max", "ppm", "port", "partitions"}, (
+                f"{name}: the unit comes last"
+            )
     assert all(f"`{PREFIX}{name.upper()}`" in settings_reference() for name in Settings.model_fields)
 
 
