@@ -48,10 +48,16 @@ Embedded = Annotated[bool, typer.Option("--embedded", help="Use the data directo
 
 CAUSE_LINES_MAX = 10
 REMEDIES = {
-    "cannot_listen": "Stop what listens there, or choose another address with --host and --port.",
+    "broker_refused": "See SOMA_KAFKA_OPTIONS, and what the account may do on the cluster.",
+    "broker_unavailable": "Check SOMA_KAFKA_BOOTSTRAP_SERVERS, and that a broker runs and is reachable.",
+    "cannot_listen": "Stop what listens there, or choose another address with --host, --port or --metrics-port.",
     "database_start_failed": "Read postgres/log under the data directory, then run `soma doctor`.",
     "clickhouse_refused": "Its words are above; if a table is missing, `soma follow` migrates when it starts.",
+    "dead_letter_closed": "It was decided before; `soma dead-letters show` says by whom and how.",
+    "dead_letter_not_found": "`soma dead-letters list --state all` shows the letters there are.",
+    "dead_letter_not_taken": "Send a mended reading with --reading, or discard the letter.",
     "engine_start_failed": "Read clickhouse/engine.log under the data directory, then run `soma doctor`.",
+    "follower_unknown": "Choose one that is known; Kafka's are, where SOMA_KAFKA_BOOTSTRAP_SERVERS is set.",
     "invalid_settings": "`soma settings --markdown` lists every setting and what it allows.",
     "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
     "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",
@@ -78,7 +84,8 @@ def complain(error: LedgerError) -> None:
     """Print a refusal: its code, what happened, and what to do."""
     print(f"{error.code}: {error.message}", file=sys.stderr)
     for name, value in error.facts.items():
-        print(f"  {name}: {value}", file=sys.stderr)
+        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        print(f"  {name}: {shown}", file=sys.stderr)
     if error.internal:
         for line in error.internal.strip().splitlines()[-CAUSE_LINES_MAX:]:
             print(f"  | {line.strip()}", file=sys.stderr)
@@ -122,7 +129,15 @@ def load_settings(**given: Any) -> Settings:
 
 
 @app.command()
-def up(data_dir: DataDir = None, host: Host = None, port: Port = None, embedded: Embedded = False) -> None:
+def up(
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: Port = None,
+    embedded: Embedded = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port for /metrics of the followers, 0 for any; none otherwise.")
+    ] = None,
+) -> None:
     """Start the service with everything it needs, and say what is on, where, and how to get a token."""
     from ops.settings import LogFormat
 
@@ -130,7 +145,9 @@ def up(data_dir: DataDir = None, host: Host = None, port: Port = None, embedded:
     if sys.stderr.isatty() and "log_format" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_format": LogFormat.CONSOLE})
     followers = ["-m", "api.cli", "follow", "--owned", "--data-dir", str(settings.data_dir)]
-    _run(settings, banner=True, children={"followers": [*followers, *(["--embedded"] if embedded else [])]})
+    followers += ["--embedded"] if embedded else []
+    followers += [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
+    _run(settings, banner=True, children={"followers": followers})
 
 
 @app.command()

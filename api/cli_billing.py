@@ -57,7 +57,7 @@ def reconcile_followers(
     if as_json:
         _print_json(done, repaired)
     else:
-        _show(done, repaired)
+        _show(done, repaired, account)
     raise typer.Exit(0 if done.comparison.is_clean else 1)
 
 
@@ -92,8 +92,9 @@ def _watched(quiet: bool) -> Iterator[Progress]:
         yield lambda what, done: status.update(f"comparing {what}, {done:,} rows")
 
 
-def _show(done: Reconciled, repaired: list[str]) -> None:
+def _show(done: Reconciled, repaired: list[str], account: str | None) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     found = done.comparison
@@ -110,6 +111,8 @@ def _show(done: Reconciled, repaired: list[str]) -> None:
     )
     if done.record is not None and done.position is not None:
         console.print(f"written down as {done.record.id} at position {done.position:,}")
+    if account and not found.rows.get("entries"):
+        console.print(f"[yellow]no entry[/]: the log knows nothing of the account {escape(account)}")
     if found.is_clean:
         console.print("[green]clean[/]: ClickHouse agrees with the log to the last digit")
     else:

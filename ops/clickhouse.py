@@ -7,6 +7,7 @@ out one after the other, in a thread of its own; who needs two at once opens two
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -23,6 +24,9 @@ from urllib3.exceptions import HTTPError
 from domain.errors import ClickHouseRefusedError, UnavailableError
 from ops.engine.process import EmbeddedClickHouse, Target
 from ops.settings import Settings
+
+# What it logs as an error it raises as well, and here that is told once, by us.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 CONNECT_S_MAX = 10
 # Rebuilding statements of a large table take minutes.
@@ -169,7 +173,7 @@ class ClickHouse:
 
 
 def _away(error: Exception) -> UnavailableError:
-    return UnavailableError("the ClickHouse engine does not answer", internal=str(error), retry_after_s=1)
+    return UnavailableError("ClickHouse does not answer", internal=str(error), retry_after_s=1)
 
 
 def _given(parameters: Mapping[str, Any] | None) -> dict[str, Any] | None:

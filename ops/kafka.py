@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -34,6 +34,8 @@ from domain.errors import (
     TopicUnsuitableError,
 )
 from ops.settings import Settings
+
+Client = TypeVar("Client")
 
 ANSWER_S_MAX = 30.0
 LOOK_S_MAX = 5.0
@@ -147,7 +149,7 @@ class Kafka:
 
         Errors: broker_refused, broker_unavailable, topic_unsuitable.
         """
-        admin = AdminClient(self._options)
+        admin = _made(AdminClient, self._options)
         wanted = {topic.name: topic for topic in topics}
         factor = self._settings.kafka_replication_factor or -1
         new = [NewTopic(t.name, t.partitions, factor, config=t.config) for t in wanted.values()]
@@ -187,7 +189,7 @@ class Kafka:
         Errors: broker_refused, broker_unavailable.
         """
         try:
-            return len(AdminClient(self._options).list_topics(timeout=LOOK_S_MAX).brokers)
+            return len(_made(AdminClient, self._options).list_topics(timeout=LOOK_S_MAX).brokers)
         except KafkaException as error:
             raise told(error, "no broker answers") from error
 
@@ -236,7 +238,8 @@ class Kafka:
         return CommittedReader(self._consumer(group, {}), topic)
 
     def _consumer(self, group: str | None, more: Mapping[str, Any]) -> Consumer:
-        return Consumer(
+        return _made(
+            Consumer,
             {
                 **self._options,
                 **more,
@@ -246,7 +249,7 @@ class Kafka:
                 "isolation.level": "read_committed",
                 # An offset that is gone is an accident to be told, not a reason to jump.
                 "auto.offset.reset": "error",
-            }
+            },
         )
 
 
@@ -265,7 +268,7 @@ class TransactionalProducer:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._producer = Producer(options)
+        self._producer = _made(Producer, options)
         self._is_open = False
         try:
             _patiently(lambda: self._producer.init_transactions(ANSWER_S_MAX), COMMIT_S_MAX)
@@ -450,6 +453,14 @@ def told(error: KafkaException, what: str) -> LedgerError:
     if said.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         return OffsetLostError(internal=words)
     return BrokerUnavailableError(what, internal=words)
+
+
+def _made(kind: Callable[[dict[str, Any]], Client], options: dict[str, Any]) -> Client:
+    """Make a client; it looks at its options when it is made."""
+    try:
+        return kind(options)
+    except KafkaException as error:
+        raise told(error, "SOMA_KAFKA_OPTIONS cannot be used") from error
 
 
 def _patiently(step: Callable[[], object], patience_s: float) -> None:

@@ -54,6 +54,11 @@ async def connect_listener(url: str) -> psycopg.AsyncConnection[Any]:
     )
 
 
+def connect_reader(url: str) -> psycopg.Connection[Any]:
+    """Open a connection that reads the log in large pieces."""
+    return psycopg.connect(url, autocommit=True, options=_READER, connect_timeout=CONNECT_TIMEOUT_S)
+
+
 async def connect_follower(url: str) -> psycopg.AsyncConnection[Any]:
     """Open the connection through which a follower holds its lock and writes its position."""
     options = f"{_READER} -c idle_session_timeout=0"

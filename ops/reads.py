@@ -165,22 +165,6 @@ class LogReader:
         )
         return [Stored(*row) for row in rows]
 
-    async def batch(self, start: int, end: int, bytes_max: int) -> list[Stored]:
-        """Read records from a position on, up to an end or to a number of bytes, but at least one.
-
-        Where it is cut depends on nothing but the log, so a batch that is read again is the same one.
-        """
-        rows = await self._all(
-            "SELECT position, address, record FROM (SELECT position, address, record, sum(length(record))"
-            " OVER (ORDER BY position) AS bytes FROM events WHERE position >= %s AND position < %s) AS e"
-            " WHERE bytes <= %s OR position = %s ORDER BY position",
-            start,
-            end,
-            bytes_max,
-            start,
-        )
-        return [Stored(*row) for row in rows]
-
     async def stream(
         self, stream: str, *, size: int | None = None, after: int = 0, limit: int = 10_000
     ) -> list[Stored]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 
@@ -263,6 +264,14 @@ class Settings(BaseSettings):
     def _postgres_url(cls, url: SecretStr | None) -> SecretStr | None:
         if url and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("a database URL starts with postgresql://")
+        return url
+
+    @field_validator("clickhouse_url", "clickhouse_reader_url")
+    @classmethod
+    def _clickhouse_url(cls, url: SecretStr | None) -> SecretStr | None:
+        # Without a scheme and a host a client would quietly ask this machine.
+        if url and not re.match(r"https?://[^/?#]+", url.get_secret_value()):
+            raise ValueError("a ClickHouse URL is http(s)://user:password@host:port")
         return url
 
     @field_validator("jwks_url")

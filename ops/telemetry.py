@@ -21,6 +21,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from domain.errors import ListenError
 from ops.settings import LogFormat, LogLevel
 
 HIDDEN = "***"
@@ -313,8 +314,16 @@ def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: floa
 
 
 def serve_metrics(port: int) -> int:
-    """Answer /metrics on loopback for a process that has no other HTTP; give the port."""
-    server, _ = start_http_server(port, addr="127.0.0.1", registry=REGISTRY)
+    """Answer /metrics on loopback for a process that has no other HTTP; give the port.
+
+    Errors: cannot_listen.
+    """
+    try:
+        server, _ = start_http_server(port, addr="127.0.0.1", registry=REGISTRY)
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on 127.0.0.1 port {port}: {error.strerror}", host="127.0.0.1", port=port
+        ) from error
     return int(server.server_port)
 
 

@@ -279,3 +279,4 @@ def _payouts(found: _Found, place: int, contract: str, event: Contract.EscrowRel
 
 SHAPES = (OFFER_EVENTS, INTENT_EVENTS, REJECTIONS, CONTRACT_EVENTS, PAYOUTS)
 _TELLERS = {Offer.KIND: _offer, Intent.KIND: _intent, Contract.KIND: _contract}
+KINDS = tuple(_TELLERS)

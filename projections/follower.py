@@ -5,8 +5,8 @@
     3  sink.apply(batch)   the effect, then its position; a crash in between sends the batch again
     4  wait for news       a notification, or a second
 
-While one batch is applied the next is read. Any failure closes the sink and starts over at 1 after a pause: nothing is
-skipped, and nothing here knows what a sink is.
+While one batch is applied the next is read and prepared. Any failure closes the sink and starts over at 1 after a
+pause: nothing is skipped, and nothing here knows what a sink is.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from domain.errors import LedgerError
 from domain.values import moment_of
 from ops import telemetry
+from ops.batches import BatchReader
 from ops.listen import Listener
-from ops.reads import LogReader, Stored
+from ops.reads import Stored
 
 log = telemetry.logger(__name__)
 
@@ -37,14 +38,19 @@ PAUSE_S_MAX = 30.0
 
 
 class Batch(NamedTuple):
-    """Records of the log from `start` on, without a gap, in order."""
+    """Records of the log from `start` on, in order; without a gap but for what the sink skips.
+
+    `stop` is the end where records were skipped; None where none was. `prepared` is what the sink made of it ahead.
+    """
 
     start: int
     records: Sequence[Stored]
+    stop: int | None = None
+    prepared: Any = None
 
     @property
     def end(self) -> int:
-        return self.start + len(self.records)
+        return self.start + len(self.records) if self.stop is None else self.stop
 
 
 class HandoverError(Exception):
@@ -54,8 +60,15 @@ class HandoverError(Exception):
 class Sink(Protocol):
     """Where records go. Applying a batch twice changes nothing, and a position is kept only after its effect."""
 
+    @property
+    def skips(self) -> Sequence[str]:
+        """Name the wire types that are known and no concern of this sink, so that they are not even read."""
+
     async def open(self) -> int:
         """Become the only writer; give the first position that is not applied yet."""
+
+    async def prepare(self, batch: Batch) -> Batch:
+        """Do what needs neither the lead nor the batch before; called while that one is applied."""
 
     async def apply(self, batch: Batch) -> None:
         """Apply a batch and remember its end."""
@@ -79,7 +92,7 @@ class Follower:
         self,
         name: str,
         sink: Sink,
-        reader: LogReader,
+        url: str,
         listener: Listener,
         *,
         batch_max: int = BATCH_MAX,
@@ -88,7 +101,7 @@ class Follower:
     ) -> None:
         self.name = name
         self._sink = sink
-        self._reader = reader
+        self._url = url
         self._listener = listener
         self._batch_max = batch_max
         self._linger_s = linger_s
@@ -123,6 +136,7 @@ class Follower:
         self._pause_s = min(PAUSE_S_MAX, self._pause_s * 2)
 
     async def _follow(self, until: int | None) -> None:
+        reader = BatchReader(self._url)
         reading: asyncio.Task[Batch] | None = None
         try:
             position = await self._sink.open()
@@ -133,8 +147,8 @@ class Follower:
                     telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(0)
                     await self._sink.idle()
                     continue
-                batch = await (reading or self._read(position, size))
-                reading = self._ahead(batch.end, size)
+                batch = await (reading or self._read(reader, position, size))
+                reading = self._ahead(reader, batch.end, size)
                 started_s = time.perf_counter()
                 await self._sink.apply(batch)
                 position = batch.end
@@ -145,6 +159,7 @@ class Follower:
                 reading.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await reading
+            await reader.close()
             await self._sink.close()
 
     async def _size(self, position: int) -> int:
@@ -155,26 +170,28 @@ class Follower:
             await asyncio.sleep(self._linger_s)
         return self._listener.size
 
-    def _ahead(self, position: int, size: int) -> asyncio.Task[Batch] | None:
+    def _ahead(self, reader: BatchReader, position: int, size: int) -> asyncio.Task[Batch] | None:
         """Begin to read the next batch if it is known to be a full one."""
         if size - position < self._batch_max:
             return None
-        return asyncio.get_running_loop().create_task(self._read(position, size))
+        return asyncio.get_running_loop().create_task(self._read(reader, position, size))
 
-    async def _read(self, position: int, size: int) -> Batch:
+    async def _read(self, reader: BatchReader, position: int, size: int) -> Batch:
         end = cut(position, size, self._batch_max)
-        return Batch(position, await self._reader.batch(position, end, BATCH_BYTES_MAX))
+        records, stop = await reader.read(position, end, BATCH_BYTES_MAX, self._sink.skips)
+        return await self._sink.prepare(Batch(position, records, stop))
 
     def _applied(self, batch: Batch, size: int, seconds: float) -> None:
         self._pause_s = 0.1
         telemetry.FOLLOWER_POSITION.labels(self.name).set(batch.end)
-        telemetry.FOLLOWER_RECORDS.labels(self.name).inc(len(batch.records))
+        telemetry.FOLLOWER_RECORDS.labels(self.name).inc(batch.end - batch.start)
         telemetry.FOLLOWER_BATCH_SECONDS.labels(self.name).observe(seconds)
         telemetry.FOLLOWER_LAG_RECORDS.labels(self.name).set(max(0, size - batch.end))
-        # The oldest record of the batch waited longest; it speaks for all.
-        lag_s = _age_s(batch.records[0])
-        telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(lag_s)
-        telemetry.FOLLOWER_LAG.labels(self.name).observe(lag_s)
+        if batch.records:
+            # The oldest record of the batch waited longest; it speaks for all.
+            lag_s = _age_s(batch.records[0])
+            telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(lag_s)
+            telemetry.FOLLOWER_LAG.labels(self.name).observe(lag_s)
         if self._progress is not None:
             self._progress(batch.end, size)
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from domain.billing.usage import Usage
 from domain.errors import FollowerUnknownError
+from domain.log.records import EVENTS, Event, MoneyEvent
 from ops.reads import Stored
 from projections import columns, columns_billing, columns_market, columns_usage
 from projections.columns import Shape, Subject, Tables, Unprojected
@@ -54,6 +56,13 @@ class Group:
     tell: Callable[[Any, Parents], Tables]
     rollup: Rollup | None = None
     has_parents: bool = False
+    # Whether an event class that is known concerns these tables; what is not known is always looked at.
+    concerns: Callable[[type[Event]], bool] = lambda _: True
+
+    @property
+    def skips(self) -> list[str]:
+        """Name the wire types that are known and change nothing here."""
+        return sorted(wire_type for wire_type, event in EVENTS.items() if not self.concerns(event))
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -63,6 +72,11 @@ class Group:
     @property
     def rollup_name(self) -> str:
         return f"{self.name}.rollup"
+
+
+def _of(*kinds: str) -> Callable[[type[Event]], bool]:
+    """Choose the events of some kinds of streams: a wire type begins with its kind."""
+    return lambda event: event.TOPIC.partition(".")[0] in kinds
 
 
 def _log(rows: Any, parents: Parents) -> Tables:
@@ -86,7 +100,8 @@ BILLING = Group(
     (columns_billing.ENTRIES, columns_billing.ACCOUNTS, columns_billing.HOLDS),
     columns_billing.BILLING_ROWS.read,
     lambda rows, _: columns_billing.billing(rows),
-    Rollup(
+    concerns=lambda event: issubclass(event, MoneyEvent),
+    rollup=Rollup(
         "entries_daily",
         "entries",
         ("tenant", "account", "currency", "day"),
@@ -108,7 +123,8 @@ USAGE = Group(
     (columns_usage.USAGE,),
     columns_usage.USAGE_ROWS.read,
     lambda rows, _: columns_usage.usage(rows),
-    Rollup(
+    concerns=_of(Usage.KIND),
+    rollup=Rollup(
         "usage_hourly",
         "usage",
         ("tenant", "provider", "model", "currency", "hour"),
@@ -133,6 +149,7 @@ MARKET = Group(
     columns_market.SHAPES,
     columns_market.MARKET_ROWS.read,
     lambda rows, _: columns_market.market(rows),
+    concerns=_of(*columns_market.KINDS),
 )
 
 GROUPS: dict[str, Group] = {group.name: group for group in (RECORDS, BILLING, USAGE, MARKET)}

@@ -75,6 +75,10 @@ class Relay:
 
     # ------------------------------------------------------------------ what a follower asks
 
+    @property
+    def skips(self) -> Sequence[str]:
+        return ()
+
     async def open(self) -> int:
         """Wait to be the leader, put any other relay of this log out of work, and read how far it came.
 
@@ -87,6 +91,10 @@ class Relay:
         await self._recognise(self._at)
         log.info("relay_opened", position=self._at.position, checkpoint=self._at.checkpoint)
         return self._at.position
+
+    async def prepare(self, batch: Batch) -> Batch:
+        """Leave it as it is: messages are made while the brokers take those before them."""
+        return batch
 
     async def apply(self, batch: Batch) -> None:
         """Relay a batch in one transaction; what is relayed already is left out.

@@ -16,6 +16,7 @@ from ops import telemetry
 from ops.clickhouse import ClickHouse, Locate, clickhouse_places
 from ops.clickhouse_migrate import migrate_clickhouse
 from ops.dead_letters import DeadLetters
+from ops.interpreter import settle_for_followers
 from ops.listen import Listener
 from ops.runtime import Runtime
 from ops.settings import Settings
@@ -63,6 +64,7 @@ async def follow(runtime: Runtime, wanted: Sequence[str] = ()) -> None:
     Errors: follower_unknown.
     """
     names = chosen(runtime.settings, wanted)
+    settle_for_followers()
     async with _works(runtime, names) as works, asyncio.TaskGroup() as group:
         for name, work in works.items():
             group.create_task(_kept(name, work), name=name)
@@ -119,7 +121,7 @@ def _work(name: str, runtime: Runtime, listener: Listener, clickhouses: ClickHou
     if name == "kafka.ingest":
         return Ingest(runtime).run
     if name == "kafka.relay":
-        return Follower(name, Relay(runtime), runtime.reader, listener).run
+        return Follower(name, Relay(runtime), runtime.url, listener).run
 
     async def work() -> None:
         async with clickhouses.connected() as clickhouse:
@@ -127,7 +129,7 @@ def _work(name: str, runtime: Runtime, listener: Listener, clickhouses: ClickHou
                 await Nightly(runtime, clickhouse).run()
             report = letters_to(DeadLetters(runtime.reader.pool), name)
             sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts, report=report)
-            await Follower(name, sink, runtime.reader, listener).run()
+            await Follower(name, sink, runtime.url, listener).run()
 
     return work
 

@@ -101,6 +101,7 @@ class Warehouse:
         rollup_pause_s: float = ROLLUP_PAUSE_S,
     ) -> None:
         self.group = group_of(name)
+        self._skips = self.group.skips
         self.name = name + suffix.replace("_", ".")
         self._clickhouse = clickhouse
         self._url = url
@@ -120,6 +121,10 @@ class Warehouse:
 
     # ------------------------------------------------------------------ the sink
 
+    @property
+    def skips(self) -> Sequence[str]:
+        return self._skips
+
     async def open(self) -> int:
         """Become the only writer; give the first position that is not applied.
 
@@ -135,16 +140,23 @@ class Warehouse:
         self._recompute_at_s = self._mark_at_s = 0.0
         return position
 
+    async def prepare(self, batch: Batch) -> Batch:
+        """Put a batch into columns.
+
+        Errors: unavailable.
+        """
+        rows = await asyncio.to_thread(self.group.read, batch.records)
+        if self.group.has_parents:
+            await self._know_parents(rows)
+        return batch._replace(prepared=(rows, await asyncio.to_thread(self.group.tell, rows, self._parents)))
+
     async def apply(self, batch: Batch) -> None:
         """Apply a batch; applying it again, or a part of it, or more than it, changes nothing.
 
         Errors: unavailable, clickhouse_refused, follower_superseded.
         """
         place = self._leading
-        rows = await asyncio.to_thread(self.group.read, batch.records)
-        if self.group.has_parents:
-            await self._know_parents(rows)
-        tables = await asyncio.to_thread(self.group.tell, rows, self._parents)
+        rows, tables = (batch if batch.prepared else await self.prepare(batch)).prepared
         self._observe(State.TOLD)
         for shape in self.group.shapes:
             for part in by_month(shape, tables[shape.name]):

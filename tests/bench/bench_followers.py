@@ -13,6 +13,7 @@ import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 
 from ops.clickhouse import ClickHouse
+from ops.interpreter import settle_for_followers
 from ops.listen import Listener
 from ops.runtime import Runtime
 from projections.columns import by_month
@@ -38,11 +39,12 @@ Parts = list[tuple[str, pa.Table]]
 
 async def follow_all(runtime: Runtime, connections: Sequence[ClickHouse], size: int) -> float:
     """Let every follower read the whole log into its tables; give the seconds until the last is done."""
+    settle_for_followers()
     async with Listener(runtime.url) as listener:
 
         async def one(name: str, clickhouse: ClickHouse) -> None:
             sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts)
-            await Follower(name, sink, runtime.reader, listener).run(until=size)
+            await Follower(name, sink, runtime.url, listener).run(until=size)
 
         started = time.perf_counter()
         await asyncio.gather(*(one(n, c) for n, c in zip(PROJECTIONS, connections, strict=True)))

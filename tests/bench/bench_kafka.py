@@ -90,7 +90,7 @@ async def relayed(runtime: Runtime) -> float:
             return position
 
     async with Listener(runtime.url) as listener:
-        follower = Follower(NAME, Timed(runtime), runtime.reader, listener)
+        follower = Follower(NAME, Timed(runtime), runtime.url, listener)
         await follower.run(until=RECORDS // BATCH_MAX * BATCH_MAX)
     return RECORDS // BATCH_MAX * BATCH_MAX / (time.perf_counter() - opened_at)
 

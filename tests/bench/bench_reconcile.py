@@ -57,7 +57,7 @@ async def follow(runtime: Runtime, clickhouse: ClickHouse) -> None:
             sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts)
             # Its second life begins where the mark of the first says, and has little left to do.
             for _ in range(2):
-                await Follower(name, sink, runtime.reader, listener).run(until=size)
+                await Follower(name, sink, runtime.url, listener).run(until=size)
             await sink.open()
             await sink.settle()
             await sink.close()

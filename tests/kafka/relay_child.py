@@ -61,7 +61,7 @@ async def live(plan: dict[str, Any]) -> None:
     )
     async with open_runtime(settings) as rt, Listener(rt.url) as listener:
         relay = Speaking(rt, stopper(plan.get("state"), plan.get("nth", 1)))
-        follower = Follower(NAME, relay, rt.reader, listener, batch_max=plan["batch_max"], linger_s=0)
+        follower = Follower(NAME, relay, rt.url, listener, batch_max=plan["batch_max"], linger_s=0)
         await follower.run(until=plan.get("until"))
         say(finished=True)
 

@@ -192,7 +192,7 @@ def test_a_relay_that_was_put_out_of_work_stands_by_and_goes_on_when_its_turn_co
             await write_some(rt, 20)
 
             def following() -> asyncio.Task[None]:
-                follower = Follower(NAME, Relay(rt), rt.reader, listener, batch_max=16, linger_s=0)
+                follower = Follower(NAME, Relay(rt), rt.url, listener, batch_max=16, linger_s=0)
                 return asyncio.create_task(follower.run())
 
             tasks = [following(), following()]

@@ -62,7 +62,7 @@ async def relay_all(runtime: Runtime, **more: Any) -> int:
     """Follow until Kafka holds the whole log; give its size."""
     size = await runtime.reader.size()
     async with Listener(runtime.url) as listener:
-        follower = Follower(NAME, Relay(runtime), runtime.reader, listener, linger_s=0, **more)
+        follower = Follower(NAME, Relay(runtime), runtime.url, listener, linger_s=0, **more)
         async with asyncio.timeout(60):
             await follower.run(until=size)
     return size

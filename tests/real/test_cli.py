@@ -127,6 +127,21 @@ class TestServing:
         assert "  -> Stop what listens there" in done.stderr
         assert not (tmp_path / "new" / "postgres").exists()
 
+    def test_a_taken_port_of_metrics_is_said_before_anything_is_touched(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            done = soma("follow", "webhooks", "--data-dir", str(tmp_path / "new"), "--metrics-port", port)
+        assert done.returncode == 2
+        assert done.stderr.startswith("cannot_listen: ")
+        assert not (tmp_path / "new" / "postgres").exists()
+
+    def test_a_follower_that_is_not_there_is_told_with_those_that_are(self, tmp_path: Path) -> None:
+        done = soma("follow", "nonsense", "--data-dir", str(tmp_path / "new"))
+        assert done.returncode == 2
+        assert "follower_unknown: " in done.stderr
+        assert "  known: clickhouse.records, " in done.stderr
+        assert "  -> Choose one that is known" in done.stderr
+
 
 class TestRefusals:
     def test_a_refusal_has_a_code_a_sentence_and_a_remedy_but_no_traceback(self, tmp_path: Path) -> None:

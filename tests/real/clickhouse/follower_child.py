@@ -60,7 +60,7 @@ async def live(plan: dict[str, Any]) -> None:
             observe=observe,
             rollup_pause_s=plan.get("pause_s", 0.0),
         )
-        follower = Follower(name, sink, reader, listener, batch_max=plan["batch_max"], linger_s=0)
+        follower = Follower(name, sink, plan["url"], listener, batch_max=plan["batch_max"], linger_s=0)
         await follower.run(until=size)
         await sink.open()
         await sink.settle()

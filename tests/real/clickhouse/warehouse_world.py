@@ -163,7 +163,7 @@ async def follow(
         for name in names:
             async with connected(target) as clickhouse:
                 sink = Warehouse(name, url, clickhouse, log.firsts, **options)
-                await Follower(name, sink, log, listener, batch_max=batch_max, linger_s=0).run(until=size)
+                await Follower(name, sink, url, listener, batch_max=batch_max, linger_s=0).run(until=size)
             async with sink_of(target, url, name, **options) as sink:
                 await sink.settle()
 

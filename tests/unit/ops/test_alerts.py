@@ -35,6 +35,15 @@ def known_metrics() -> set[str]:
     return {name + part for name, kind in described for part in parts.get(kind, ("",))}
 
 
+def promtool(*words: str) -> None:
+    """Have promtool look at a file, where there is one."""
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("there is no promtool on this machine")
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_there_are_rules_to_check() -> None:
     assert len(rules()) >= 6
 
@@ -59,10 +68,16 @@ def test_a_metric_that_does_not_exist_would_be_seen() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_promtool_accepts_the_rules(file: Path) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("there is no promtool on this machine")
-    done = subprocess.run(
-        [promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("check", "rules", str(file))
+
+
+def test_each_alert_fires_when_it_must_and_only_then() -> None:
+    cases = Path(__file__).with_name("alerts_test.yml")
+    tried = {
+        case["alertname"]
+        for test in yaml.safe_load(cases.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    assert tried == {rule["alert"] for rule in rules()}
+    promtool("test", "rules", str(cases))

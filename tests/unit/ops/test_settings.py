@@ -85,3 +85,13 @@ def test_the_printed_reference_is_current() -> None:
     if not REFERENCE.exists():
         pytest.skip("docs/reference/settings.md is not printed yet: make docs")
     assert REFERENCE.read_text() == settings_reference()
+
+
+@pytest.mark.parametrize("name", ["SOMA_CLICKHOUSE_URL", "SOMA_CLICKHOUSE_READER_URL"])
+@pytest.mark.parametrize("url", ["nonsense", "clickhouse.internal:8443", "tcp://db:9000", "http://"])
+def test_a_clickhouse_url_without_scheme_and_host_is_refused(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, url)
+    with pytest.raises(ValidationError, match=r"a ClickHouse URL is http\(s\)"):
+        Settings()
