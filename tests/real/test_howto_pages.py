@@ -17,6 +17,10 @@ from tests.real.test_first_ten_minutes import a_free_port, a_path, blocks
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 60
 END_S_MAX = 60
+FIRST = (
+    "curl --retry 60 --retry-delay 1 --retry-all-errors http://127.0.0.1:8080/clickhouse"
+    " -d 'SELECT count() FROM bi.records'"
+)
 
 
 def curls(page: Path) -> str:
@@ -41,6 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[
         )
     try:
         await_ready(f"http://127.0.0.1:{port}/ready")
+        # The views are there once the followers have made them.
+        follow(f"{FIRST} -u me:$(soma token --tenant platform --role billing)", port, environment)
         yield port, environment
     finally:
         service.terminate()
