@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +68,10 @@ async def _follow(settings: Settings, wanted: list[str]) -> None:
         if not stopping:
             stopping = True
             task.cancel()
+            # A call to a broker that is gone cannot be cancelled. Followers lose nothing by being cut off.
+            last_word = threading.Timer(settings.shutdown_grace_s, os._exit, [0])
+            last_word.daemon = True
+            last_word.start()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -89,8 +95,10 @@ def rebuild(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from api.cli import load_settings
+    from projections.groups import group_of
 
     settings = load_settings(data_dir=data_dir)
+    group_of(name)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

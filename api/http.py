@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -20,6 +20,7 @@ from domain.errors import (
     InvalidAsOfError,
     InvalidCursorError,
     UnauthorizedError,
+    UnknownFieldError,
     UnsupportedMediaTypeError,
     VersionMismatchError,
 )
@@ -258,8 +259,21 @@ class JsonRoute(APIRoute):
     """A route whose body is JSON, strictly, and called so."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Put the checks of the body before everything else."""
-        handle = super().get_route_handler()
+        """Put the checks of the query and of the body before everything else."""
+        answer = super().get_route_handler()
+        known = set(_query_names(self.dependant))
+
+        async def handle(request: Request) -> Response:
+            # A filter that is misspelt would otherwise filter nothing, and the answer would look right.
+            for name in request.query_params:
+                if name not in known:
+                    raise UnknownFieldError(
+                        f"there is no query parameter {name[:100]!r} here",
+                        field=name[:100],
+                        known=sorted(known),
+                    )
+            return await answer(request)
+
         if self.body_field is None:
             return handle
 
@@ -271,6 +285,13 @@ class JsonRoute(APIRoute):
             return await handle(asked)
 
         return strict
+
+
+def _query_names(dependant: Any) -> Iterator[str]:
+    """Name the query parameters of a route, those of what it depends on included."""
+    yield from (param.alias for param in dependant.query_params)
+    for inner in dependant.dependencies:
+        yield from _query_names(inner)
 
 
 def _says_json(content_type: str) -> bool:

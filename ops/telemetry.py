@@ -141,7 +141,7 @@ FOLLOWER_LAG_RECORDS = Gauge(
 )
 FOLLOWER_LAG_SECONDS = Gauge(
     "soma_follower_lag_seconds",
-    "Age of the oldest record of the last batch when it was applied, 0 when idle.",
+    "Age of the oldest record of the last batch, or the time since then; 0 when nothing waits.",
     ["follower"],
     registry=REGISTRY,
 )

@@ -107,9 +107,34 @@ class Follower:
         self._linger_s = linger_s
         self._progress = progress
         self._pause_s = 0.1
+        # What the metrics tell: how far it is known to be, how old the last batch was, and when it last got on.
+        self._position = 0
+        self._age_s = 0.0
+        self._moved_at_s = time.monotonic()
+        telemetry.FOLLOWER_RECORDS.labels(name)
 
     async def run(self, until: int | None = None) -> None:
         """Follow for ever, or until the sink holds every record before a position."""
+        measuring = asyncio.get_running_loop().create_task(self._measure())
+        try:
+            await self._run(until)
+        finally:
+            measuring.cancel()
+
+    async def _measure(self) -> None:
+        """Tell the lag once a second, also while nothing gets on."""
+        while True:
+            behind = max(0, self._listener.size - self._position)
+            now_s = time.monotonic()
+            if not behind:
+                self._moved_at_s = now_s
+            telemetry.FOLLOWER_LAG_RECORDS.labels(self.name).set(behind)
+            telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(
+                max(self._age_s, now_s - self._moved_at_s) if behind else 0
+            )
+            await asyncio.sleep(IDLE_S)
+
+    async def _run(self, until: int | None) -> None:
         while True:
             try:
                 await self._follow(until)
@@ -139,19 +164,17 @@ class Follower:
         reader = BatchReader(self._url)
         reading: asyncio.Task[Batch] | None = None
         try:
-            position = await self._sink.open()
+            position = self._position = await self._sink.open()
             while until is None or position < until:
                 size = await self._size(position)
                 if size <= position:
-                    telemetry.FOLLOWER_LAG_RECORDS.labels(self.name).set(0)
-                    telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(0)
                     await self._sink.idle()
                     continue
                 batch = await (reading or self._read(reader, position, size))
                 reading = self._ahead(reader, batch.end, size)
                 started_s = time.perf_counter()
                 await self._sink.apply(batch)
-                position = batch.end
+                position = self._position = batch.end
                 self._applied(batch, max(size, self._listener.size), time.perf_counter() - started_s)
             await self._sink.idle()
         finally:
@@ -186,12 +209,11 @@ class Follower:
         telemetry.FOLLOWER_POSITION.labels(self.name).set(batch.end)
         telemetry.FOLLOWER_RECORDS.labels(self.name).inc(batch.end - batch.start)
         telemetry.FOLLOWER_BATCH_SECONDS.labels(self.name).observe(seconds)
-        telemetry.FOLLOWER_LAG_RECORDS.labels(self.name).set(max(0, size - batch.end))
         if batch.records:
             # The oldest record of the batch waited longest; it speaks for all.
-            lag_s = _age_s(batch.records[0])
-            telemetry.FOLLOWER_LAG_SECONDS.labels(self.name).set(lag_s)
-            telemetry.FOLLOWER_LAG.labels(self.name).observe(lag_s)
+            self._age_s = _age_s(batch.records[0])
+            telemetry.FOLLOWER_LAG.labels(self.name).observe(self._age_s)
+        self._moved_at_s = time.monotonic()
         if self._progress is not None:
             self._progress(batch.end, size)
 

@@ -125,3 +125,11 @@ def test_what_does_not_exist_is_not_found(world: World, path: str, code: str) ->
         assert answer.status_code == (404 if name[0].isalnum() else 400)
         if name[0].isalnum():
             refused(answer, 404, code)
+
+
+def test_a_query_parameter_that_does_not_exist_is_refused_by_name(world: World) -> None:
+    """A misspelt filter must not look like one that found everything."""
+    answer = world.operator.get("/v1/offers?statsu=active")
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "unknown_field"
+    assert "statsu" in answer.json()["detail"]
