@@ -43,10 +43,11 @@ def parse_nano(text: str) -> int:
             got=str(text)[:64],
         )
     whole, _, part = text.partition(".")
-    nano = int(whole.lstrip("-")) * NANO + (int(part.ljust(9, "0")) if part else 0)
-    if nano > SUM_NANO_MAX:
+    # The sign stands before all digits, so it also holds for an amount such as -0.5.
+    nano = int(whole + part.ljust(9, "0"))
+    if not -SUM_NANO_MAX <= nano <= SUM_NANO_MAX:
         raise AmountInvalidError("an amount is too large to be kept", got=text)
-    return -nano if text[0] == "-" else nano
+    return nano
 
 
 def print_nano(nano: int, currency: str) -> str:

@@ -209,13 +209,15 @@ def decimals(nanos: Sequence[int]) -> pa.Array:
     return pa.Array.from_buffers(DECIMAL, len(nanos), [None, pa.py_buffer(data)])
 
 
-@lru_cache(65_536)
+_nanos = lru_cache(65_536)(parse_nano)
+
+
 def nano_of(amount: str) -> int:
-    """Read a decimal string as nano-units; the same few amounts come again and again.
+    """Read a decimal string as nano-units; the two legs of a transfer have one amount, which is read once.
 
     Errors: invalid_amount.
     """
-    return parse_nano(amount)
+    return -_nanos(amount[1:]) if amount[:1] == "-" and amount[1:2].isdigit() else _nanos(amount)
 
 
 def moments(texts: Sequence[str | None]) -> pa.Array:

@@ -29,7 +29,7 @@ from ops.reads import Stored
 
 log = telemetry.logger(__name__)
 
-BATCH_MAX = 8_192
+BATCH_MAX = 16_384
 BATCH_BYTES_MAX = 16_000_000
 # How long a small batch waits for company: many small inserts cost a server more than this costs a reader.
 LINGER_S = 0.15

@@ -31,7 +31,7 @@ from ops.dead_letters import DeadLetters, Letter
 from ops.positions import Place
 from ops.reads import Stored
 from projections.columns import RECORD_ROWS, Rows, Subject, Unprojected, adopt, by_month, orphans
-from projections.follower import Batch, HandoverError
+from projections.follower import BATCH_MAX, Batch, HandoverError
 from projections.groups import GROUPS, group_of
 
 log = telemetry.logger(__name__)
@@ -40,6 +40,8 @@ ROLLUP_PAUSE_S = 2.0
 # Sums take at most one part in so many of a follower's time, however many rows a day has.
 ROLLUP_SHARE = 5
 MARK_PAUSE_S = 1.0
+# While it catches up in full batches, sums and marks would soon be outdated anyway.
+CATCH_UP_PAUSE_S = 15.0
 PARENTS_MAX = 200_000
 NEXT = "_next"
 
@@ -117,6 +119,7 @@ class Warehouse:
         self._touched = True
         self._recompute_at_s = 0.0
         self._mark_at_s = 0.0
+        self._settled_at_s = 0.0
         self._marked = -1
 
     # ------------------------------------------------------------------ the sink
@@ -138,6 +141,7 @@ class Warehouse:
             await self._lead(self._sums, marks, position)
         self._touched, self._marked = True, -1
         self._recompute_at_s = self._mark_at_s = 0.0
+        self._settled_at_s = time.monotonic()
         return position
 
     async def prepare(self, batch: Batch) -> Batch:
@@ -167,13 +171,22 @@ class Warehouse:
             await self._report(rows.unread)
         rollup = self.group.rollup
         self._touched |= rollup is not None and tables[rollup.source].num_rows > 0
-        if time.monotonic() >= self._recompute_at_s:
-            await self._recompute(batch.end)
-        if self._marked < 0 or time.monotonic() >= self._mark_at_s:
-            await self._mark(batch.end)
+        if self._may_settle(batch):
+            if time.monotonic() >= self._recompute_at_s:
+                await self._recompute(batch.end)
+            if self._marked < 0 or time.monotonic() >= self._mark_at_s:
+                await self._mark(batch.end)
         await place.advance(batch.end)
         self._observe(State.ADVANCED)
         self._hand_over(place)
+
+    def _may_settle(self, batch: Batch) -> bool:
+        """Tell whether sums and marks are worth their time now: always, but seldom while catching up."""
+        now_s = time.monotonic()
+        if batch.end - batch.start >= BATCH_MAX and now_s < self._settled_at_s + CATCH_UP_PAUSE_S:
+            return False
+        self._settled_at_s = now_s
+        return True
 
     async def idle(self) -> None:
         """Recompute what waited, and see whether somebody wants to lead.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from eventsourcing.persistence import StoredEvent
 
-from domain.billing.accounts import Payment, account_name
+from domain.billing.accounts import Account, Payment, account_name
 from domain.billing.usage import Usage
-from domain.book import payment
-from domain.log.records import Event, Record, encode
+from domain.book import Open, payment
+from domain.log.records import Event, MoneyEvent, Record, encode
 from domain.market.intents import Intent
 from domain.values import Money, moment_text
 from ops.clickhouse import ClickHouse, clickhouse_places
@@ -49,27 +49,46 @@ async def open_warehouse(connections: int = 4) -> AsyncIterator[Warehouse]:
 
 
 async def fill(runtime: Runtime, count: int) -> None:
-    """Write so many records: seven of ten move money, two are usage, one is of the market."""
+    """Write so many records: seven of ten move money, two are usage, one is of the market; the book is kept."""
     chance = random.Random(count)
-    for start in range(0, count, SAVE):
+    await _save(runtime, [_opened(f"tenant-{n:03d}{end}") for n in range(TENANTS) for end in ("", "x")])
+    for start in range(2 * TENANTS, count, SAVE):
         numbers = range(start, min(count, start + SAVE))
-        events = [
-            _stored(chance, number, BEGIN + timedelta(seconds=SPAN_S * number / count)) for number in numbers
-        ]
-        await asyncio.to_thread(runtime.recorder.insert_events, events)
+        await _save(
+            runtime, [_written(chance, n, BEGIN + timedelta(seconds=SPAN_S * n / count)) for n in numbers]
+        )
 
 
-def _stored(chance: random.Random, number: int, at: datetime) -> StoredEvent:
+async def _save(runtime: Runtime, written: Sequence[tuple[StoredEvent, Event]]) -> None:
+    entries = [(n, event.money) for n, (_, event) in enumerate(written) if isinstance(event, MoneyEvent)]
+    await asyncio.to_thread(
+        runtime.recorder.insert_events, [stored for stored, _ in written], entries=entries
+    )
+
+
+def _opened(tenant: str) -> tuple[StoredEvent, Event]:
+    name = account_name("wallet", tenant, "EUR")
+    entry = Open(account=name, currency="EUR", side="credit", overdraft=True)
+    event = Account.Opened(purpose="wallet", currency="EUR", side="credit", money=[entry])
+    return _stored(f"account/{name}", event, tenant, BEGIN), event
+
+
+def _written(chance: random.Random, number: int, at: datetime) -> tuple[StoredEvent, Event]:
     kind = number % 10
     tenant = f"tenant-{chance.randrange(TENANTS):03d}"
+    event: Event
     if kind < 7:
         stream, event = f"transfer/t{number:09d}", _transfer(chance, tenant)
     elif kind < 9:
         stream, event = f"usage/u{number:09d}", _reading(chance, number, at)
     else:
         stream, event = f"intent/i{number:09d}", _intent(chance)
+    return _stored(stream, event, tenant, at), event
+
+
+def _stored(stream: str, event: Event, tenant: str, at: datetime) -> StoredEvent:
     record = Record(
-        actor="bench", at=moment_text(at), causation=None, correlation=f"c{number}", data=event, previous=None,
+        actor="bench", at=moment_text(at), causation=None, correlation=stream, data=event, previous=None,
         schema=1, stream=stream, tenant=tenant, type=event.TOPIC, version=1,
     )  # fmt: skip
     return StoredEvent(stream, 1, event.TOPIC, encode(record))
