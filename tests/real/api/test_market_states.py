@@ -83,6 +83,7 @@ def test_nobody_trades_with_itself(world: World) -> None:
 
 def test_another_currency_does_not_match(world: World) -> None:
     owner = world.owner("lab")
+    world.offer(world.provider("clinic"))
     body = intent_body("lab") | {"currency": "EUR"}
     refused(owner.post("/v1/intents", body), 422, "currency_mismatch")
     refused(owner.post("/v1/intents", intent_body("lab") | {"currency": "XXX"}), 400, "invalid_currency")
