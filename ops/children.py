@@ -36,11 +36,6 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """Give the number of the running process."""
-        return self._process.pid if self._process is not None and self._process.returncode is None else None
-
     def start(self) -> None:
         """Start it, and start it again whenever it ends."""
         self._task = asyncio.get_running_loop().create_task(self._keep())

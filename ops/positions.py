@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 
@@ -20,13 +20,6 @@ _ADVANCE = (
     "UPDATE followers SET position = %s, updated_at = clock_timestamp()"
     " WHERE name = %s AND position = %s RETURNING handover"
 )
-
-
-class Standing(NamedTuple):
-    """How far a follower came, for those who only look."""
-
-    name: str
-    position: int
 
 
 class Place:
