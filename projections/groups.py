@@ -14,7 +14,7 @@ from domain.errors import FollowerUnknownError
 from domain.log.records import EVENTS, Event, MoneyEvent
 from ops.reads import Stored
 from projections import columns, columns_billing, columns_market, columns_usage
-from projections.columns import Shape, Subject, Tables, Unprojected
+from projections.columns import Shape, Subject, Tables
 
 Parents = Mapping[str, Sequence[Subject]]
 
@@ -164,19 +164,3 @@ def group_of(name: str) -> Group:
         return GROUPS[name]
     except KeyError:
         raise FollowerUnknownError(f"there is no group of tables {name!r}", known=sorted(GROUPS)) from None
-
-
-@dataclass(frozen=True)
-class Told:
-    """A batch in columns, and what could not be told."""
-
-    tables: Tables
-    unprojected: list[Unprojected]
-    rows: int
-
-
-def tell(group: Group, stored: Sequence[Stored], parents: Parents) -> Told:
-    """Tell a batch in the columns of a group."""
-    rows = group.read(stored)
-    tables = group.tell(rows, parents)
-    return Told(tables, rows.unread, sum(found.num_rows for found in tables.values()))

@@ -47,7 +47,6 @@ PATHS = ("/clickhouse", "/clickhouse/")
 SERVER_NAME = "soma-ledger"
 WAIT_S_MAX = 2.0
 SEND_S_MAX = 60.0
-TENANTS_MAX = 10_000
 
 _PASSED_ON = (
     "content-type",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 UNKNOWN_EXCEPTION = 1002
-QUERY_WAS_CANCELLED = 394
 
 # ClickHouse's server/HTTP/exceptionCodeToHTTPStatus; what is not named there is 500. A wrong password is 401 here, as
 # browsers and proxies expect, and a full house 503, which clients repeat by themselves.

@@ -20,7 +20,7 @@ from ops.postgres import connect_owner
 from ops.runtime import Runtime
 from projections.columns import by_month
 from projections.follower import Follower, cut
-from projections.groups import GROUPS, tell
+from projections.groups import GROUPS
 from projections.rebuild import rebuild
 from projections.warehouse import PROJECTIONS, Warehouse
 from tests.bench.bench_transfers import fill as open_wallets
@@ -65,7 +65,7 @@ async def columns_of(runtime: Runtime, size: int) -> dict[str, Parts]:
         stored = await runtime.reader.span(position, end)
         for name in PROJECTIONS:
             group = GROUPS[name]
-            tables = tell(group, stored, {}).tables
+            tables = group.tell(group.read(stored), {})
             told[name] += [
                 (shape.name, part) for shape in group.shapes for part in by_month(shape, tables[shape.name])
             ]
