@@ -18,7 +18,7 @@ from ops.clickhouse import ClickHouse, as_service
 from ops.clickhouse_migrate import migrate_clickhouse
 from ops.engine.process import Target
 from ops.reads import Stored
-from ops.reconcile_views import mend_views, wrong_views
+from ops.reconcile_views import mend_views, view_statements, wrong_views
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
 from projections.follower import BATCH_MAX, Batch, cut
@@ -175,5 +175,8 @@ async def _empty(clickhouse: ClickHouse) -> None:
         await clickhouse.command(f"TRUNCATE TABLE soma.{name} SYNC")
     for name in ("kept", "damaged"):
         await clickhouse.command(f"DROP TABLE IF EXISTS soma.{name} SYNC")
+    for (name,) in await clickhouse.rows("SELECT name FROM system.tables WHERE database = 'bi'"):
+        if name not in view_statements():
+            await clickhouse.command(f"DROP TABLE bi.{name} SYNC")
     _, wrong = await wrong_views(clickhouse)
     await mend_views(clickhouse, [view.name for view in wrong])
