@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha3_512
 from typing import Any, NoReturn
 
 import msgspec
@@ -60,6 +61,21 @@ def encode_record(value: Any) -> bytes:
     if not data.isascii() and not _keys_are_ascii(read):
         raise NotCanonicalError("keys of records are ASCII")
     return data
+
+
+def sealed(context: str, value: Any) -> tuple[bytes, str]:
+    """Write a document in canonical form and give its address, which no document of another context can have.
+
+    The address is SHA3-512 over the context, a zero byte and the document's bytes.
+    Errors: not_canonical.
+    """
+    data = encode_record(value)
+    return data, seal_of(context, data)
+
+
+def seal_of(context: str, data: bytes) -> str:
+    """Give the address of a document's canonical bytes in a context, such as `soma/capsule/v1`."""
+    return "sha3-512:" + sha3_512(context.encode("ascii") + b"\0" + data).hexdigest()
 
 
 def is_canonical(data: bytes) -> bool:

@@ -29,9 +29,10 @@ from api.http import (
 from api.routes.market import listed, show
 from domain.errors import ForbiddenError, RoundNotFoundError
 from domain.ledger import Caller
-from domain.market import rounds, training
+from domain.market import rounds
 from domain.market.rounds import Round
-from domain.market.training import TrainingMode
+from domain.trust import training
+from domain.trust.training import TrainingMode
 from domain.values import print_nano
 from ops.reads import RecordFilter
 from ops.runtime import Runtime

@@ -23,6 +23,8 @@ from domain.errors.feeds import *
 from domain.errors.log import *
 from domain.errors.market import *
 from domain.errors.money import *
+from domain.errors.persona import *
 from domain.errors.requests import *
 from domain.errors.system import *
+from domain.errors.trust import *
 from domain.errors.usage import *

@@ -26,7 +26,7 @@ from domain.market.contracts import Contract, check_unsettled
 from domain.market.models import RoundOptions
 from domain.market.offers import Offer, Seller, note_outcome
 from domain.market.standing import PPM, ValidationScore
-from domain.market.training import check_fence
+from domain.trust.training import check_fence
 
 
 class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

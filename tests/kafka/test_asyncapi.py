@@ -13,7 +13,7 @@ import jsonschema_rs
 import pytest
 import yaml
 
-from domain.market.training import EnableTraining, enable_training
+from domain.trust.training import EnableTraining, enable_training
 from ops.runtime import open_runtime
 from projections.cloud_events import BILLING, CHECKPOINT_TYPE, TOPICS
 from tests.kafka.broker import Broker

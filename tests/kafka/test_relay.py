@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from domain.errors import BrokerUnavailableError, RelayDivergedError, RelayFencedError, TopicUnsuitableError
 from domain.log.notes import open_checkpoint
-from domain.market.training import DisableTraining, EnableTraining, disable_training, enable_training
+from domain.trust.training import DisableTraining, EnableTraining, disable_training, enable_training
 from ops.kafka import Kafka, Topic
 from ops.listen import Listener
 from ops.runtime import Runtime, open_runtime

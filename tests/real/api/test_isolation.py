@@ -13,7 +13,8 @@ from domain.billing import accounts, usage
 from domain.billing.reconciliation import CompleteReconciliation, complete_reconciliation
 from domain.feeds import webhooks
 from domain.ledger import Caller, UseCase
-from domain.market import contracts, disputes, intents, offers, rounds, training
+from domain.market import contracts, disputes, intents, offers, rounds
+from domain.trust import training
 from domain.values import moment_text
 from ops.dead_letters import DeadLetters, Letter
 from ops.tokens import ROLES

@@ -16,8 +16,9 @@ from domain.billing.accounts import (
     withdraw,
 )
 from domain.log.records import address_text
-from domain.market import intents, offers, rounds, training
+from domain.market import intents, offers, rounds
 from domain.market.standing import ValidationScore
+from domain.trust import training
 from domain.values import Money
 from tests.unit.market.market_maker import (
     ADDRESS,
