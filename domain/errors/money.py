@@ -67,3 +67,23 @@ class ReconciliationRunningError(ConflictError, code="reconciliation_running"):
 
 class ReconciliationNotFoundError(NotFoundError, code="reconciliation_not_found"):
     """There is no such reconciliation."""
+
+
+class PriceInvalidError(UnprocessableError, code="invalid_price"):
+    """A price in the book is none; `where` names it."""
+
+
+class TimeZoneUnknownError(InvalidError, code="time_zone_unknown"):
+    """The time zone is not one of the IANA database."""
+
+
+class PriceBookNotFoundError(NotFoundError, code="price_book_not_found"):
+    """There is no such price book."""
+
+
+class PriceNotInForceError(UnprocessableError, code="price_not_in_force"):
+    """The price book has no version in force at that time."""
+
+
+class StartsInPastError(UnprocessableError, code="starts_in_past"):
+    """What was used is priced already; a version starts now or later."""
