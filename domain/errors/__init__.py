@@ -24,6 +24,7 @@ from domain.errors.log import *
 from domain.errors.market import *
 from domain.errors.money import *
 from domain.errors.persona import *
+from domain.errors.rental import *
 from domain.errors.requests import *
 from domain.errors.system import *
 from domain.errors.trust import *

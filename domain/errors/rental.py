@@ -1,0 +1,29 @@
+"""Refusals about rentals, subscriptions and purchases."""
+
+from __future__ import annotations
+
+from domain.errors.families import ConflictError, InvalidError, NotFoundError, Retry, UnprocessableError
+
+
+class RentalNotFoundError(NotFoundError, code="rental_not_found"):
+    """There is no such rental."""
+
+
+class RentalNotOpenError(ConflictError, code="rental_not_open"):
+    """The rental has ended already."""
+
+
+class RentalNotActiveError(ConflictError, code="rental_not_active"):
+    """The rental was not activated, or its time has run out."""
+
+
+class RentalActiveError(ConflictError, code="rental_active", retry=Retry.NEVER):
+    """The rental was activated before."""
+
+
+class RentalLapsedError(UnprocessableError, code="rental_lapsed"):
+    """The rental was not activated in time."""
+
+
+class RentalTooLongError(InvalidError, code="rental_too_long"):
+    """A rental lasts a bounded number of minutes in all, extensions included."""
