@@ -16,7 +16,21 @@ from domain.log.records import Aggregate, MoneyEvent, Record
 from domain.values import Money, Tenant
 
 PLATFORM = "platform"
-SIDES: dict[str, Literal["debit", "credit"]] = {"wallet": "credit", "cash": "debit", "fees": "credit"}
+SIDES: dict[str, Literal["debit", "credit"]] = {
+    "wallet": "credit",
+    "cash": "debit",
+    "fees": "credit",
+    # What customers owe, and what they have paid before.
+    "receivable": "debit",
+    "credits": "credit",
+    # What the platform earned, collects for the state, gave away, and gained or lost by rounding.
+    "revenue": "credit",
+    "tax": "credit",
+    "promotions": "debit",
+    "rounding": "credit",
+}
+# Accounts that may be on either side of zero.
+EITHER_SIDE = frozenset({"revenue", "tax", "promotions", "rounding"})
 
 
 class Account(Aggregate):
@@ -91,7 +105,7 @@ def ensure(case: Case, purpose: str, tenant: str, currency: str) -> str:
     name = account_name(purpose, tenant, currency)
     if case.find(Account, name) is None:
         side = SIDES[purpose]
-        entry = Open(account=name, currency=currency, side=side, overdraft=False)
+        entry = Open(account=name, currency=currency, side=side, overdraft=purpose in EITHER_SIDE)
         opened = Account.Opened(purpose=purpose, currency=currency, side=side, money=[entry])
         case.create(Account, name, opened, tenant=tenant)
     return name

@@ -19,8 +19,8 @@ from domain.billing.prices import Flat, Percentage, PerMinute, check_amount, che
 from domain.billing.rating import Charge
 from domain.canonical import sealed
 from domain.errors import (
+    PriceBookInvalidError,
     PriceBookNotFoundError,
-    PriceInvalidError,
     PriceNotInForceError,
     StartsInPastError,
 )
@@ -69,6 +69,11 @@ class PriceBook(Aggregate):
 
     def status_key(self) -> str:
         return "published" if self.versions else ""
+
+    @property
+    def first_in_force(self) -> str:
+        """Give the moment from which on there are prices at all."""
+        return min(version.effective_from for version in self.versions)
 
     def in_force(self, moment: str) -> Version:
         """Give the version in force at a moment.
@@ -176,7 +181,7 @@ class PublishPrices(Command):
 def publish_prices(case: Case, command: PublishPrices) -> PriceSheet:
     """Publish a version. The book's currency is that of its first version, for ever.
 
-    Errors: forbidden, invalid_price, starts_in_past, price_book_not_found.
+    Errors: forbidden, price_book_invalid, starts_in_past, price_book_not_found.
     """
     name = book_name(case.caller.tenant, command.book)
     book = case.find(PriceBook, name)
@@ -239,9 +244,9 @@ def _check_version(case: Case, book: PriceBook | None, command: PublishPrices, s
     if starts < case.now:
         raise StartsInPastError(effective_from=starts, now=case.now)
     if book is not None and book.currency != command.currency:
-        raise PriceInvalidError("a book keeps its currency", where="currency", currency=book.currency)
+        raise PriceBookInvalidError("a book keeps its currency", where="currency", currency=book.currency)
     if book is not None and len(book.versions) >= VERSIONS_MAX:
-        raise PriceInvalidError(f"a book has {VERSIONS_MAX} versions at most", where="book")
+        raise PriceBookInvalidError(f"a book has {VERSIONS_MAX} versions at most", where="book")
     check_charges(command.charges)
     if command.commitment is not None:
         _check_nano(command.commitment, "commitment")
@@ -260,15 +265,17 @@ _COUNTED = frozenset({"tokens_in", "tokens_out", "cached_tokens", "requests", "s
 def check_charges(charges: Sequence[Charge]) -> None:
     """Hold the charges of a version against what makes them ones that can be billed.
 
-    Errors: invalid_price.
+    Errors: price_book_invalid.
     """
     if not 1 <= len(charges) <= CHARGES_MAX:
-        raise PriceInvalidError(f"a book has 1 to {CHARGES_MAX} charges", where="charges")
+        raise PriceBookInvalidError(f"a book has 1 to {CHARGES_MAX} charges", where="charges")
     seen: set[str] = set()
     for number, charge in enumerate(charges):
         where = f"charges[{number}]"
         if not charge.id or len(charge.id) > 64 or charge.id in seen:
-            raise PriceInvalidError(f"{where}.id must be there once, in 64 characters", where=f"{where}.id")
+            raise PriceBookInvalidError(
+                f"{where}.id must be there once, in 64 characters", where=f"{where}.id"
+            )
         seen.add(charge.id)
         _check_charge(charge, where)
 
@@ -277,14 +284,14 @@ def _check_charge(charge: Charge, where: str) -> None:
     check_price(charge.price, f"{where}.price")
     if charge.meter not in _METERS.get(type(charge.price), _COUNTED):
         kind = type(charge.price).__struct_config__.tag
-        raise PriceInvalidError(
+        raise PriceBookInvalidError(
             f"{where}: a {kind} price cannot count {charge.meter}", where=f"{where}.meter", meter=charge.meter
         )
     _check_nano(charge.free, f"{where}.free")
     given = {"minimum": charge.minimum, "maximum": charge.maximum}
     bounds = [_check_nano(text, f"{where}.{name}") for name, text in given.items() if text is not None]
     if len(bounds) == 2 and bounds[0] > bounds[1]:
-        raise PriceInvalidError(f"{where}.maximum is below its minimum", where=f"{where}.maximum")
+        raise PriceBookInvalidError(f"{where}.maximum is below its minimum", where=f"{where}.maximum")
 
 
 def _check_nano(text: str, where: str) -> Fraction:

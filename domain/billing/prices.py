@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from domain.errors import AmountInvalidError, PriceInvalidError
+from domain.errors import AmountInvalidError, PriceBookInvalidError
 from domain.values import parse_nano
 
 TIERS_MAX = 100
@@ -218,7 +218,7 @@ _RULES: dict[type, Callable[[Any, Fraction], Iterator[Step]]] = {
 def check_price(price: Price, where: str) -> None:
     """Hold a price against what makes it one; `where` is its place in the book.
 
-    Errors: invalid_price.
+    Errors: price_book_invalid.
     """
     for name, least in _AMOUNTS[type(price)]:
         check_amount(getattr(price, name), f"{where}.{name}", more_than_zero=least)
@@ -242,38 +242,38 @@ _AMOUNTS: dict[type, tuple[tuple[str, bool], ...]] = {
 def check_amount(text: str, where: str, *, more_than_zero: bool = False) -> None:
     """Hold a decimal of a book against its bounds; `where` is its place in the book.
 
-    Errors: invalid_price.
+    Errors: price_book_invalid.
     """
     try:
         nano = parse_nano(text)
     except AmountInvalidError as error:
-        raise PriceInvalidError(f"{where}: {error.message}", where=where) from error
+        raise PriceBookInvalidError(f"{where}: {error.message}", where=where) from error
     if nano < 0 or (more_than_zero and not nano):
         wanted = "more than zero" if more_than_zero else "not negative"
-        raise PriceInvalidError(f"{where} must be {wanted}", where=where, got=text)
+        raise PriceBookInvalidError(f"{where} must be {wanted}", where=where, got=text)
 
 
 def _check_tiers(tiers: Sequence[Tier], where: str) -> None:
     if not 1 <= len(tiers) <= TIERS_MAX:
-        raise PriceInvalidError(f"{where} must be 1 to {TIERS_MAX}", where=where)
+        raise PriceBookInvalidError(f"{where} must be 1 to {TIERS_MAX}", where=where)
     below = Fraction(0)
     for number, tier in enumerate(tiers):
         at = f"{where}[{number}]"
         check_amount(tier.price, f"{at}.price")
         check_amount(tier.flat, f"{at}.flat")
         if (tier.up_to is None) != (number == len(tiers) - 1):
-            raise PriceInvalidError(f"{at}.up_to: the last tier, and only it, is open", where=at)
+            raise PriceBookInvalidError(f"{at}.up_to: the last tier, and only it, is open", where=at)
         if tier.up_to is not None:
             check_amount(tier.up_to, f"{at}.up_to", more_than_zero=True)
             if decimal_of(tier.up_to) <= below:
-                raise PriceInvalidError(f"{at}.up_to must lie above the tier before", where=at)
+                raise PriceBookInvalidError(f"{at}.up_to must lie above the tier before", where=at)
             below = decimal_of(tier.up_to)
 
 
 def _check_percentage(price: Percentage, where: str) -> None:
     if decimal_of(price.share) > 1:
-        raise PriceInvalidError(f"{where}.share is at most 1", where=f"{where}.share", got=price.share)
+        raise PriceBookInvalidError(f"{where}.share is at most 1", where=f"{where}.share", got=price.share)
     if price.fee_max is not None:
         check_amount(price.fee_max, f"{where}.fee_max")
         if nano_of(price.fee_max) < nano_of(price.fee_min):
-            raise PriceInvalidError(f"{where}.fee_max is below fee_min", where=f"{where}.fee_max")
+            raise PriceBookInvalidError(f"{where}.fee_max is below fee_min", where=f"{where}.fee_max")

@@ -150,7 +150,8 @@ def line_of(
 
 def minor_nano(currency: str) -> int:
     """Give the smallest payable amount of a currency, in nano-units."""
-    return NANO // 10 ** CURRENCY_DIGITS[currency]
+    minors_in_one: int = 10 ** CURRENCY_DIGITS[currency]
+    return NANO // minors_in_one
 
 
 def round_nano(exact: Fraction, currency: str) -> int:
@@ -159,8 +160,7 @@ def round_nano(exact: Fraction, currency: str) -> int:
     Units: nano-units in and out.
     """
     minor = minor_nano(currency)
-    count: int = round(exact / minor)
-    return count * minor
+    return round(exact / minor) * minor
 
 
 def carry(carried_in: Fraction, rated: Iterable[Rated], currency: str) -> tuple[int, Fraction]:

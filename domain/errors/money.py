@@ -69,7 +69,7 @@ class ReconciliationNotFoundError(NotFoundError, code="reconciliation_not_found"
     """There is no such reconciliation."""
 
 
-class PriceInvalidError(UnprocessableError, code="invalid_price"):
+class PriceBookInvalidError(UnprocessableError, code="price_book_invalid"):
     """A price in the book is none; `where` names it."""
 
 
@@ -87,3 +87,47 @@ class PriceNotInForceError(UnprocessableError, code="price_not_in_force"):
 
 class StartsInPastError(UnprocessableError, code="starts_in_past"):
     """What was used is priced already; a version starts now or later."""
+
+
+class CustomerNotFoundError(NotFoundError, code="customer_not_found"):
+    """The tenant is no customer: nothing was agreed about billing it."""
+
+
+class CustomerExistsError(ConflictError, code="customer_exists", retry=Retry.NEVER):
+    """The tenant is a customer already; another plan is agreed by changing it."""
+
+
+class CouponInvalidError(UnprocessableError, code="coupon_invalid"):
+    """The coupon contradicts itself, or is in use."""
+
+
+class InvoiceNotFoundError(NotFoundError, code="invoice_not_found"):
+    """There is no such invoice."""
+
+
+class PeriodOpenError(ConflictError, code="period_open"):
+    """The period is not over yet, or still waits for late usage."""
+
+
+class NothingToCorrectError(ConflictError, code="nothing_to_correct"):
+    """Nothing came later for this period; its invoices say all there is."""
+
+
+class InvoiceSettledError(ConflictError, code="invoice_settled", retry=Retry.NEVER):
+    """The invoice is paid already."""
+
+
+class CreditTooLargeError(UnprocessableError, code="credit_too_large"):
+    """More cannot be credited than was billed and not credited before."""
+
+
+class InvoiceTooLargeError(UnprocessableError, code="invoice_too_large"):
+    """The invoice has more lines than one document can hold."""
+
+
+class GrantNotFoundError(NotFoundError, code="grant_not_found"):
+    """There is no such grant of credit."""
+
+
+class TooManyGrantsError(ConflictError, code="too_many_grants"):
+    """The customer has as many grants of credit as can be kept; some must be used up first."""

@@ -25,7 +25,7 @@ from domain.billing.prices import (
     steps_of,
     total_of,
 )
-from domain.errors import PriceInvalidError
+from domain.errors import PriceBookInvalidError
 from tests.unit.billing.price_maker import prices, quantities, scales, sizes
 
 NANO = 10**9
@@ -161,7 +161,7 @@ class TestBadPrices:
         ],
     )
     def test_what_is_no_price_is_refused_and_named(self, price, where):
-        with pytest.raises(PriceInvalidError) as refused:
+        with pytest.raises(PriceBookInvalidError) as refused:
             check_price(price, "p")
         assert refused.value.facts["where"] == where
 
