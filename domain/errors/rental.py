@@ -27,3 +27,23 @@ class RentalLapsedError(UnprocessableError, code="rental_lapsed"):
 
 class RentalTooLongError(InvalidError, code="rental_too_long"):
     """A rental lasts a bounded number of minutes in all, extensions included."""
+
+
+class SubscriptionNotFoundError(NotFoundError, code="subscription_not_found"):
+    """There is no such subscription."""
+
+
+class SubscriptionEndedError(ConflictError, code="subscription_ended"):
+    """The subscription has ended already."""
+
+
+class RenewalNotDueError(ConflictError, code="renewal_not_due"):
+    """The period that was paid for is not over yet."""
+
+
+class PurchaseNotFoundError(NotFoundError, code="purchase_not_found"):
+    """There is no such purchase."""
+
+
+class RefundClosedError(ConflictError, code="refund_closed", retry=Retry.NEVER):
+    """The purchase is settled; it can no longer be given back."""

@@ -18,10 +18,9 @@ from typing import Literal
 
 import msgspec
 
-from domain.billing.accounts import PLATFORM, account_name, ensure
-from domain.billing.prices import PerMinute, decimal_of, steps_of, total_of
+from domain.billing.prices import PerMinute, steps_of, total_of
 from domain.billing.rating import round_nano
-from domain.book import Entry, Expire, Hold, Void, settlement
+from domain.book import Entry
 from domain.errors import (
     RentalActiveError,
     RentalLapsedError,
@@ -32,6 +31,7 @@ from domain.errors import (
 )
 from domain.ledger import Case
 from domain.log.records import Aggregate, Event, MoneyEvent, Record
+from domain.rental.settling import Reserved, Sale, fee_nano, held_by, hold_on, settle
 from domain.values import Money, moment_of, moment_text
 
 MINUTES_MAX = 60 * 24 * 366
@@ -43,24 +43,10 @@ _STATUS: dict[str, str] = {"returned": "ended"}
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rental was agreed at; a later change of prices does not touch it.
+    """What a rental was agreed at; a later change of prices does not touch it."""
 
-    Units: fee from 0 to 1, the platform's share of what is paid.
-    """
-
-    persona_id: str
-    capsule: str
-    seller: str
+    sale: Sale
     price: PerMinute
-    currency: str
-    fee: str
-
-
-class Reserved(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A hold on the renter's wallet."""
-
-    hold: str
-    amount: Money
 
 
 class Rental(Aggregate):
@@ -147,13 +133,13 @@ class Rental(Aggregate):
             rental.access_epoch += 1
 
     def owner_key(self) -> str | None:
-        return self.terms.persona_id if self.terms else None
+        return self.terms.sale.persona_id if self.terms else None
 
     def status_key(self) -> str:
         return self.status
 
     def party_keys(self) -> list[str] | None:
-        return [self.terms.seller] if self.terms else None
+        return [self.terms.sale.seller] if self.terms else None
 
     def deadline_key(self) -> str | None:
         if self.status == "requested":
@@ -171,8 +157,7 @@ class Rental(Aggregate):
 
 
 def _reserve(rental: Rental, money: Sequence[Entry], amount: Money) -> None:
-    holds = [Reserved(e.hold, Money(e.amount, e.currency)) for e in money if isinstance(e, Hold)]
-    rental.holds = [*rental.holds, *holds]
+    rental.holds = [*rental.holds, *held_by(money)]
     rental.reserved = amount if rental.reserved is None else rental.reserved + amount
 
 
@@ -184,15 +169,7 @@ def cost_nano(terms: Terms, seconds: int) -> int:
 
     Units: nano-units, whole minor units of the currency.
     """
-    return round_nano(total_of(steps_of(terms.price, Fraction(seconds))), terms.currency)
-
-
-def fee_nano(terms: Terms, charged_nano: int) -> int:
-    """Give the platform's part of what was charged; the seller has the rest.
-
-    Units: nano-units, whole minor units of the currency.
-    """
-    return round_nano(charged_nano * decimal_of(terms.fee), terms.currency)
+    return round_nano(total_of(steps_of(terms.price, Fraction(seconds))), terms.sale.currency)
 
 
 # --------------------------------------------------------------------------- the life of a rental
@@ -207,16 +184,15 @@ def request_rental(case: Case, terms: Terms, minutes: int) -> Rental:
     _check_length(minutes)
     name = case.new_id("rental")
     renter = case.caller.tenant
-    amount = Money.of(cost_nano(terms, minutes * 60), terms.currency)
-    ensure(case, "wallet", terms.seller, terms.currency)
+    amount = Money.of(cost_nano(terms, minutes * 60), terms.sale.currency)
     requested = Rental.Requested(
         terms=terms,
-        persona_id=terms.persona_id,
+        persona_id=terms.sale.persona_id,
         renter=renter,
         minutes=minutes,
         amount=amount,
         activate_by=_after(case.now, ACTIVATE_WITHIN_S),
-        money=_hold(f"{name}.1", renter, amount),
+        money=hold_on(f"{name}.1", renter, amount),
     )
     return case.create(Rental, name, requested)
 
@@ -245,12 +221,12 @@ def extend_rental(case: Case, rental: Rental, minutes: int) -> Rental:
     _check_length(rental.minutes + minutes)
     terms = rental.agreed
     more = cost_nano(terms, (rental.minutes + minutes) * 60) - cost_nano(terms, rental.minutes * 60)
-    amount = Money.of(more, terms.currency)
+    amount = Money.of(more, terms.sale.currency)
     extended = Rental.Extended(
         minutes=minutes,
         amount=amount,
         expires_at=None if rental.expires_at is None else _after(rental.expires_at, minutes * 60),
-        money=_hold(f"{rental.id}.{rental.version + 1}", rental.renter, amount),
+        money=hold_on(f"{rental.id}.{rental.version + 1}", rental.renter, amount),
     )
     return case.emit(rental, extended)
 
@@ -264,16 +240,18 @@ def end_rental(case: Case, rental: Rental, reason: Reason) -> Rental:
     used_s = _used_s(rental, case.now)
     terms = rental.agreed
     charged = cost_nano(terms, used_s)
-    fee = fee_nano(terms, charged)
+    sale = terms.sale
+    fee = fee_nano(sale, charged)
     reserved = sum(part.amount.nano for part in rental.holds)
-    assert charged <= reserved, "a rental costs at most what was reserved for it"
     ended = Rental.Ended(
         reason=reason,
         used_s=used_s,
-        charged=Money.of(charged, terms.currency),
-        fee=Money.of(fee, terms.currency),
-        released=Money.of(reserved - charged, terms.currency),
-        money=_settled(case, rental, charged, fee, expired=reason in ("expired", "lapsed")),
+        charged=Money.of(charged, terms.sale.currency),
+        fee=Money.of(fee, terms.sale.currency),
+        released=Money.of(reserved - charged, terms.sale.currency),
+        money=settle(
+            case, sale, rental.renter, rental.holds, charged, expired=reason in ("expired", "lapsed")
+        ),
     )
     return case.emit(rental, ended)
 
@@ -314,47 +292,9 @@ def _after(moment: str, seconds: int) -> str:
     return moment_text(moment_of(moment) + timedelta(seconds=seconds))
 
 
-def _hold(name: str, renter: str, amount: Money) -> list[Entry]:
-    wallet = account_name("wallet", renter, amount.currency)
-    return [Hold(name, wallet, amount.amount, amount.currency)] if amount.nano else []
-
-
 def _used_s(rental: Rental, now: str) -> int:
     """Count the seconds that were used, begun ones included, up to the end that was paid for."""
     if rental.activated_at is None or rental.expires_at is None:
         return 0
     until = min(moment_of(now), moment_of(rental.expires_at))
     return max(0, -((moment_of(rental.activated_at) - until) // timedelta(seconds=1)))
-
-
-def _settled(case: Case, rental: Rental, charged: int, fee: int, *, expired: bool) -> list[Entry]:
-    """Settle each hold once: the earlier ones pay first, and what nothing is taken from is released."""
-    terms = rental.agreed
-    payer = account_name("wallet", rental.renter, terms.currency)
-    payees = [
-        (account_name("wallet", terms.seller, terms.currency), charged - fee),
-        (ensure(case, "fees", PLATFORM, terms.currency), fee),
-    ]
-    entries: list[Entry] = []
-    for part in rental.holds:
-        paid = min(charged, part.amount.nano)
-        charged -= paid
-        if paid:
-            shares, payees = _split(payees, paid, terms.currency)
-            entries.append(settlement(part.hold, payer, shares))
-        else:
-            entries.append(Expire(part.hold) if expired else Void(part.hold))
-    return entries
-
-
-def _split(
-    payees: Sequence[tuple[str, int]], nano: int, currency: str
-) -> tuple[list[tuple[str, Money]], list[tuple[str, int]]]:
-    """Pay payees in their order out of an amount; give the payments, and what is still owed to whom."""
-    shares, left = [], []
-    for account, owed in payees:
-        part = min(owed, nano)
-        nano -= part
-        shares.append((account, Money.of(part, currency)))
-        left.append((account, owed - part))
-    return shares, left

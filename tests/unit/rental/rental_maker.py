@@ -17,15 +17,10 @@ from domain.rental.rentals import (
     reason_of,
     request_rental,
 )
+from domain.rental.settling import Sale
 
-TERMS = Terms(
-    persona_id="atlas",
-    capsule="sha3-512:" + "cd" * 64,
-    seller="maker",
-    price=PerMinute("0.10", "up", "5"),
-    currency="USD",
-    fee="0.125",
-)
+SALE = Sale(persona_id="atlas", capsule="sha3-512:" + "cd" * 64, seller="maker", currency="USD", fee="0.125")
+TERMS = Terms(SALE, PerMinute("0.10", "up", "5"))
 
 
 class Ask(Command):

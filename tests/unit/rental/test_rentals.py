@@ -13,10 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from domain.billing.accounts import Deposit, deposit
 from domain.ledger import Caller
-from domain.rental.rentals import ACTIVATE_WITHIN_S, MINUTES_MAX, OPEN, cost_nano, fee_nano
+from domain.rental.rentals import ACTIVATE_WITHIN_S, MINUTES_MAX, OPEN, cost_nano
+from domain.rental.settling import fee_nano
 from domain.values import Money, moment_of, moment_text
 from tests.unit.market.market_maker import OPERATOR, START, Market, usd
-from tests.unit.rental.rental_maker import TERMS, Ask, activate, expire, extend, give_back, rent, revoke
+from tests.unit.rental.rental_maker import SALE, TERMS, Ask, activate, expire, extend, give_back, rent, revoke
 
 RENTER = Caller("rick", "acme", frozenset(["owner"]))
 
@@ -260,7 +261,7 @@ class RentalLives(RuleBasedStateMachine):
     def the_books_balance(self) -> None:
         book = self.told.store.book
         charged = sum(self.settled.values())
-        fees = sum(fee_nano(TERMS, nano) for nano in self.settled.values())
+        fees = sum(fee_nano(SALE, nano) for nano in self.settled.values())
         held = sum(
             Money(**self.told.rental(name)["reserved"]).nano
             for name in self.names
