@@ -233,6 +233,9 @@ class TestAPurchase:
             first, second = await told.begun(buy), await told.begun(buy)
             assert await told.step(give_back, first) == "ok"
             assert await told.step(give_back, first) == "refund_closed"
+            told.wait(purchases.REFUND_WITHIN_S - 1)
+            await told.step(settle, second)
+            assert told.state("purchase", second)["status"] == "held"
             told.wait(purchases.REFUND_WITHIN_S)
             assert await told.step(give_back, second) == "refund_closed"
             for _ in range(2):
