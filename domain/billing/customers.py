@@ -63,6 +63,7 @@ class Customer(Aggregate):
     next_plan: Plan | None = None
     billed_to: str = ""
     invoice_count: int = 0
+    credit_note_count: int = 0
     carried: str = "0"
     grants: list[str] = msgspec.field(default_factory=list)
     coupons: list[Redeemed] = msgspec.field(default_factory=list)
@@ -127,6 +128,16 @@ class Customer(Aggregate):
         def apply(self, customer: Customer, record: Record) -> None:
             customer.invoice_count += 1
             customer.carried = self.carried
+
+    class NoteIssued(Event, frozen=True):
+        """A credit note was issued to the customer."""
+
+        TOPIC = "customer.note_issued"
+
+        note: str
+
+        def apply(self, customer: Customer, record: Record) -> None:
+            customer.credit_note_count += 1
 
     class CreditAdded(Event, frozen=True):
         """A grant was added to the customer's credits."""

@@ -89,6 +89,7 @@ class Invoice(Aggregate):
     bill: Bill | None = None
     evidence: list[Evidence | None] = msgspec.field(default_factory=list)
     owed: Money | None = None
+    tax: Money | None = None
     due: Money | None = None
     credited: Money | None = None
     corrected_by: str | None = None
@@ -114,6 +115,7 @@ class Invoice(Aggregate):
         bill: Bill
         evidence: list[Evidence | None]
         owed: Money
+        tax: Money
         due: Money
         due_at: str
 
@@ -146,6 +148,22 @@ class Invoice(Aggregate):
             invoice.due = Money.of(0, self.amount.currency)
             invoice.status = "paid"
             invoice.next_attempt_at = None
+
+    class Credited(Event, frozen=True):
+        """A part of it was taken back; what is still due goes down first."""
+
+        TOPIC = "invoice.credited"
+
+        note: str
+        amount: Money
+        off_due: Money
+
+        def apply(self, invoice: Invoice, record: Record) -> None:
+            assert invoice.due is not None
+            invoice.credited = self.amount if invoice.credited is None else invoice.credited + self.amount
+            invoice.due = Money.of(invoice.due.nano - self.off_due.nano, self.amount.currency)
+            if not invoice.due.nano:
+                invoice.status, invoice.next_attempt_at = "paid", None
 
     class PaymentFailed(Event, frozen=True):
         """The wallet did not hold what is due; it is tried again, or the invoice is overdue."""
@@ -426,7 +444,7 @@ def _issued(
     number: str,
 ) -> Invoice.Issued:
     made = drawn.bill
-    owed = made.total.nano + made.rounding.nano
+    columns = _columns(made)
     return Invoice.Issued(
         number=number,
         kind="invoice",
@@ -439,10 +457,11 @@ def _issued(
         terms=terms,
         bill=made,
         evidence=drawn.evidence,
-        owed=Money.of(owed, made.currency),
+        owed=Money.of(columns.owed, made.currency),
+        tax=Money.of(columns.tax, made.currency),
         due=made.due,
         due_at=_after(case.now, DUE_WITHIN_S),
-        money=_booked(case, customer.id, made.currency, _columns(made)),
+        money=_booked(case, customer.id, made.currency, columns),
     )
 
 
@@ -511,6 +530,7 @@ def _correction(
         bill=made,
         evidence=drawn.evidence,
         owed=owed,
+        tax=Money.of(change.tax, made.currency),
         due=Money.of(max(0, change.owed), made.currency),
         due_at=_after(case.now, DUE_WITHIN_S),
         money=_booked(case, customer.id, made.currency, change),

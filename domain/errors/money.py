@@ -131,3 +131,11 @@ class GrantNotFoundError(NotFoundError, code="grant_not_found"):
 
 class TooManyGrantsError(ConflictError, code="too_many_grants"):
     """The customer has as many grants of credit as can be kept; some must be used up first."""
+
+
+class PayoutNotFoundError(NotFoundError, code="payout_not_found"):
+    """There is no such payout."""
+
+
+class PayoutSettledError(ConflictError, code="payout_settled", retry=Retry.NEVER):
+    """The payout was paid, or failed, before."""

@@ -25,7 +25,7 @@ from domain.billing.invoices import (
 from domain.billing.metering import Evidence, Used, together
 from domain.billing.price_books import PriceBook, PublishPrices, publish_prices
 from domain.errors import LedgerError
-from domain.values import moment_of, moment_text
+from domain.values import Money, moment_of, moment_text
 from tests.unit.market.market_maker import OPERATOR, SERVICE, Market, usd
 
 BOOK = "platform.standard"
@@ -137,6 +137,11 @@ class Billed(Market):
     def loaded(self, cls: type[Any], name: str) -> Any:
         """Read an aggregate as its class."""
         return msgspec.json.decode(self.store.states[f"{cls.KIND}/{name}"].state, type=cls)
+
+    @staticmethod
+    def loaded_nano(money: dict[str, str]) -> int:
+        """Read money of an answer as nano-units."""
+        return Money(**money).nano
 
     def balance(self, account: str) -> int:
         """Give a balance, in nano-units; an account nobody opened holds nothing."""

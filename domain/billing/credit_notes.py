@@ -1,0 +1,174 @@
+"""Credit notes: a part of an invoice taken back, never more than was billed, each with its reason.
+
+What is still due is taken from first; what was paid comes back as credit, or into the wallet. The tax in it is the
+invoice's own tax in proportion, counted over all credit notes together, so that crediting all of an invoice in any
+number of steps gives back exactly its tax.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from domain.billing.accounts import PLATFORM, ensure
+from domain.billing.customers import Customer
+from domain.billing.grants import grant_credit
+from domain.billing.invoices import Invoice
+from domain.billing.rating import minor_nano, round_nano
+from domain.book import Posting, Transfer
+from domain.errors import (
+    AmountInvalidError,
+    CreditTooLargeError,
+    CurrencyMismatchError,
+    CustomerNotFoundError,
+    InvoiceNotFoundError,
+)
+from domain.fields import Command, Id, Reason
+from domain.ledger import Case, allow
+from domain.log.records import Aggregate, MoneyEvent, Record
+from domain.values import Money, print_nano
+
+Target = Literal["credits", "wallet"]
+
+
+class CreditNote(Aggregate):
+    """A part of an invoice that was taken back; it is one event and never changes."""
+
+    KIND = "credit_note"
+
+    number: str = ""
+    invoice: str = ""
+    amount: Money | None = None
+    tax: Money | None = None
+    off_due: Money | None = None
+    returned: Money | None = None
+    target: str = ""
+    reason: str = ""
+    status: str = "issued"
+
+    class Issued(MoneyEvent, frozen=True):
+        """A part of an invoice was taken back."""
+
+        TOPIC = "credit_note.issued"
+
+        number: str
+        invoice: str
+        amount: Money
+        tax: Money
+        off_due: Money
+        returned: Money
+        target: Target
+        reason: str
+
+        def apply(self, note: CreditNote, record: Record) -> None:
+            for name in self.__struct_fields__:
+                if name != "money":
+                    setattr(note, name, getattr(self, name))
+
+    def owner_key(self) -> str:
+        return self.invoice
+
+    def status_key(self) -> str:
+        return self.status
+
+
+class CreditInvoice(Command):
+    """Take a part of an invoice back, tax included; the reason is for the customer to read."""
+
+    invoice_id: Id
+    amount: Money
+    target: Target = Field("credits", description="Where what was paid already comes back to.")
+    reason: Reason
+
+
+class _Parts(NamedTuple):
+    """How a credited amount divides. Units: nano-units."""
+
+    tax: int
+    off_due: int
+    returned: int
+
+
+@allow("billing", "operator")
+def credit_invoice(case: Case, command: CreditInvoice) -> CreditNote:
+    """Take a part of an invoice back.
+
+    Errors: credit_too_large, currency_mismatch, customer_not_found, invalid_amount, invoice_not_found,
+            too_many_grants.
+    """
+    invoice = case.get(Invoice, command.invoice_id, InvoiceNotFoundError)
+    customer = case.get(Customer, invoice.tenant, CustomerNotFoundError)
+    _check_amount(invoice, command.amount)
+    parts = _divide(invoice, command.amount.nano)
+    currency = command.amount.currency
+    number = f"CN-{customer.id}-{customer.credit_note_count + 1:06d}"
+    issued = CreditNote.Issued(
+        number=number,
+        invoice=invoice.id,
+        amount=command.amount,
+        tax=Money.of(parts.tax, currency),
+        off_due=Money.of(parts.off_due, currency),
+        returned=Money.of(parts.returned, currency),
+        target=command.target,
+        reason=command.reason,
+        money=[_booked(case, invoice.tenant, command.target, command.amount, parts)],
+    )
+    note = case.create(CreditNote, number.lower(), issued, tenant=invoice.tenant)
+    case.emit(
+        invoice,
+        Invoice.Credited(note=note.id, amount=command.amount, off_due=Money.of(parts.off_due, currency)),
+    )
+    case.emit(customer, Customer.NoteIssued(note=note.id))
+    if parts.returned and command.target == "credits":
+        back = Money.of(parts.returned, currency)
+        grant_credit(case, customer, back, source="correction", reference=note.id)
+    return note
+
+
+def _check_amount(invoice: Invoice, amount: Money) -> None:
+    assert invoice.owed is not None
+    assert invoice.credited is not None
+    if amount.currency != invoice.owed.currency:
+        raise CurrencyMismatchError(invoice=invoice.owed.currency, asked=amount.currency)
+    if amount.nano <= 0 or amount.nano % minor_nano(amount.currency):
+        raise AmountInvalidError("a credit is a payable amount, more than nothing", got=amount.amount)
+    left = invoice.owed.nano - invoice.credited.nano
+    if amount.nano > left:
+        raise CreditTooLargeError(
+            left=print_nano(max(0, left), amount.currency), asked=amount.amount, invoice=invoice.id
+        )
+
+
+def _divide(invoice: Invoice, nano: int) -> _Parts:
+    assert invoice.owed is not None
+    assert invoice.credited is not None
+    assert invoice.due is not None
+    before = invoice.credited.nano
+    tax = _tax_of(invoice, before + nano) - _tax_of(invoice, before)
+    off_due = min(nano, invoice.due.nano)
+    return _Parts(tax, off_due, nano - off_due)
+
+
+def _tax_of(invoice: Invoice, credited: int) -> int:
+    """Give the tax in the first so many nano-units credited of an invoice."""
+    assert invoice.owed is not None
+    assert invoice.tax is not None
+    owed = invoice.owed.nano
+    return round_nano(Fraction(invoice.tax.nano * credited, owed), invoice.owed.currency) if owed else 0
+
+
+def _booked(case: Case, tenant: str, target: Target, amount: Money, parts: _Parts) -> Transfer:
+    sides = [
+        ("revenue", PLATFORM, amount.nano - parts.tax),
+        ("tax", PLATFORM, parts.tax),
+        ("receivable", tenant, -parts.off_due),
+        (target, tenant, -parts.returned),
+    ]
+    legs = [
+        Posting(ensure(case, purpose, owner, amount.currency), print_nano(nano, amount.currency))
+        for purpose, owner, nano in sides
+        if nano
+    ]
+    return Transfer(amount.currency, legs)
