@@ -333,10 +333,12 @@ def docs(
     from api import asyncapi
     from api.app import VERSION
     from api.reference import written_pages
+    from api.schemas import written_schemas
 
     tree = Path(__file__).resolve().parent.parent / "docs"
     pages = {(out or tree / "reference") / name: text for name, text in written_pages().items()}
     pages[(out or tree) / "asyncapi.yaml"] = asyncapi.page(VERSION)
+    pages |= {(out or tree) / "schemas" / name: text for name, text in written_schemas().items()}
     for path, text in pages.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -230,6 +230,35 @@ MARKET_FUNDED_TO_RELEASED_SECONDS = Histogram(
     registry=REGISTRY,
 )
 
+REVIEW_SECONDS = Histogram(
+    "soma_trust_review_seconds",
+    "Age of a review when it was settled, by what it came to.",
+    ["outcome"],
+    buckets=_SLOW_S,
+    registry=REGISTRY,
+)
+REVIEW_REFUSALS = Counter(
+    "soma_trust_review_refusals",
+    "Decisions on reviews that were refused, by code.",
+    ["code"],
+    registry=REGISTRY,
+)
+REVIEW_OVERRIDES = Counter(
+    "soma_trust_review_overrides", "Reviews an operator settled alone.", ["decision"], registry=REGISTRY
+)
+SIGNATURES = Counter(
+    "soma_trust_signatures",
+    "Signatures brought: counted, or why they were refused.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+SIGNATURE_SECONDS = Histogram(
+    "soma_trust_signature_seconds",
+    "Time from the request for signatures to a signature.",
+    buckets=_SLOW_S,
+    registry=REGISTRY,
+)
+
 RELAY_RECORDS = Counter(
     "soma_relay_records", "Messages committed to Kafka, by topic.", ["topic"], registry=REGISTRY
 )
@@ -299,6 +328,39 @@ RECONCILED_CLEAN_AT = Gauge(
 DEAD_LETTERS_OPEN = Gauge(
     "soma_dead_letters_open", "Letters that are neither taken in again nor given up.", registry=REGISTRY
 )
+
+POLICY_JUDGEMENTS = Counter(
+    "soma_policy_judgements",
+    "Answers of policies: allowed, denied or unavailable.",
+    ["package", "outcome"],
+    registry=REGISTRY,
+)
+POLICY_REASONS = Counter(
+    "soma_policy_reasons",
+    "Requirements that were not met, by policy.",
+    ["package", "rule"],
+    registry=REGISTRY,
+)
+POLICY_SECONDS = Histogram(
+    "soma_policy_seconds", "Time to judge one input.", ["package"], buckets=_FAST_S, registry=REGISTRY
+)
+
+_RULE = re.compile(r"[a-z][a-z0-9_]{0,39}(?=:|\Z)", re.ASCII)
+
+
+def policy_judged(package: str, allow: bool, reasons: list[str], seconds: float) -> None:
+    """Count one answer of a policy, and the requirements it found unmet by their names."""
+    POLICY_JUDGEMENTS.labels(package, "allowed" if allow else "denied").inc()
+    POLICY_SECONDS.labels(package).observe(seconds)
+    for reason in reasons:
+        # Policies of others may write what they like; what is no name of a rule is counted as one.
+        found = _RULE.match(reason)
+        POLICY_REASONS.labels(package, found[0] if found else "other").inc()
+
+
+def policy_failed(package: str) -> None:
+    """Count a policy that could not be asked."""
+    POLICY_JUDGEMENTS.labels(package if package.startswith("soma.") else "other", "unavailable").inc()
 
 
 def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: float) -> None:

@@ -33,6 +33,10 @@ class SignatureRepeatedError(ConflictError, code="signature_repeated", retry=Ret
     """This key has signed already."""
 
 
+class SigningNotFoundError(NotFoundError, code="signing_not_found"):
+    """Nobody has asked that this be signed."""
+
+
 class ThresholdNotMetError(UnprocessableError, code="threshold_not_met"):
     """Too few of the pinned keys have signed; `missing` names whose are missing."""
 
@@ -57,6 +61,10 @@ class ConstitutionNotFoundError(NotFoundError, code="constitution_not_found"):
     """There is no such constitution, or no such version of it."""
 
 
+class ConstitutionInvalidError(UnprocessableError, code="constitution_invalid"):
+    """This cannot be the next version of the constitution."""
+
+
 class ConstitutionMissingError(UnprocessableError, code="constitution_missing"):
     """No constitution was adopted yet; nothing can be exported, imported or published before one is."""
 
@@ -71,6 +79,10 @@ class ReviewNotFoundError(NotFoundError, code="review_not_found"):
 
 class ReviewClosedError(ConflictError, code="review_closed"):
     """The review is not pending any more."""
+
+
+class ReviewNotesError(UnprocessableError, code="review_notes_missing"):
+    """An override needs notes that say why."""
 
 
 class SelfReviewError(ForbiddenError, code="self_review"):

@@ -44,8 +44,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "psycopg": ("ops.*",),
     "psycopg_pool": ("ops.*",),
     "pydantic": ("*",),
-    "pydantic_core": ("domain.values", "domain.fields", "api.*"),
+    "pydantic_core": ("domain.values", "domain.fields", "domain.persona.manifest", "api.*"),
     "pydantic_settings": ("ops.settings",),
+    "regopy": ("ops.rego",),
     "rfc8785": ("domain.canonical",),
     "rich": ("api.*",),
     "scipy": ("domain.market.*", "domain.forecast*", "domain.memory*"),
@@ -55,6 +56,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("api.cli*",),
     "urllib3": ("ops.clickhouse",),
     "uvicorn": ("api.*", "ops.engine.*"),
+    "yaml": ("domain.persona.manifest_text",),
 }
 
 # These read or pass on the environment; everybody else is handed a Settings object.

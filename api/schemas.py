@@ -1,0 +1,20 @@
+"""The JSON Schemas others write against, printed from the models that read what they write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from domain.persona.manifest import manifest_schema
+
+SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "persona_manifest.schema.json": manifest_schema,
+}
+
+
+def written_schemas() -> dict[str, str]:
+    """Print every schema, by file name."""
+    return {
+        name: json.dumps(schema(), indent=1, ensure_ascii=False) + "\n" for name, schema in SCHEMAS.items()
+    }
