@@ -17,6 +17,9 @@ from api.cli_billing import billing_app
 from api.cli_dead_letters import dead_letters_app
 from api.cli_follow import follow, rebuild
 from api.cli_log import audit_app, ledger_app
+from api.cli_marketplace import marketplace_app
+from api.cli_trust import keys_app, sign, trust_app
+from api.cli_vault import vault_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
 # Everything else is imported where it is used, so that `soma token` does not wait for the whole house.
@@ -36,6 +39,11 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
 app.add_typer(billing_app, name="billing")
 app.add_typer(dead_letters_app, name="dead-letters")
+app.add_typer(keys_app, name="keys")
+app.add_typer(vault_app, name="vault")
+app.add_typer(trust_app, name="trust")
+app.command()(sign)
+app.add_typer(marketplace_app, name="marketplace")
 app.command()(follow)
 app.command()(rebuild)
 
@@ -62,6 +70,9 @@ REMEDIES = {
     "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
     "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",
     "log_identity_mismatch": "Use the key and SOMA_LOG_ORIGIN this database was made with, or another database.",
+    "signer_policy_missing": "An operator adopts the first one with `soma trust adopt`.",
+    "statement_unexpected": "Sign nothing; ask whoever sent the request what it is about.",
+    "threshold_not_met": "Have more of the pinned keys sign: a capsule with `soma sign`, else with `soma trust vouch`.",
     "unavailable": "Check that the server runs and is reachable; `soma doctor` looks at each part.",
 }
 RETRIES = {

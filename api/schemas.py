@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from domain.persona.manifest import manifest_schema
+from domain.trust.questions import question_schema
 
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "persona_manifest.schema.json": manifest_schema,
+    "policy_input.schema.json": question_schema,
 }
 
 

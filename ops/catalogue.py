@@ -23,7 +23,8 @@ from ops.catalogue_facets import Bits, FacetBits, Keys, array_of, count, keys_of
 from ops.postgres import reading
 
 VALUES_MAX = 50
-# Searches for words that many personas say are kept as bits, 12.5 KB each with 100,000 personas; others are asked again.
+# Searches for words that many personas say are kept as bits, 12.5 KB each with 100,000 personas; others are asked
+# again.
 TEXTS_MAX = 128
 TEXT_KEYS_MIN = 5_000
 # Who lags further behind than this reads everything again.
@@ -213,7 +214,9 @@ class Catalogue:
         among = self._seen(wanted.scope)
         if wanted.text is not None:
             among &= self._saying(wanted.text, keys)
-        chosen = {name: self._bits.any_of(f"{name}:{v}" for v in values) for name, values in wanted.facets.items()}
+        chosen = {
+            name: self._bits.any_of(f"{name}:{v}" for v in values) for name, values in wanted.facets.items()
+        }
         found = _all_of(among, chosen.values())
         facets = {}
         for facet in FACETS:
@@ -308,7 +311,8 @@ def _ranked(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
 
 def _conditions(wanted: Wanted) -> tuple[str, list[Any]]:
     """Turn a search into SQL conditions; the values travel as parameters."""
-    where, params = [], []
+    where: list[str] = []
+    params: list[Any] = []
     scope = wanted.scope
     if not scope.all:
         where.append("(public OR tenant = %s" + (" OR submitted)" if scope.submitted else ")"))

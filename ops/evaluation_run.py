@@ -2,7 +2,7 @@
 
 The child gets the parts through its standard input, so nothing that is encrypted where it lies is ever written out. It
 gives up files, connections and most memory before it looks at the first byte; what a part can do at worst is end it.
-Its arithmetic is a function of the parts, the suite and the constitution; only the host facts of the report are its own.
+What it finds is a function of the parts, the suite and the constitution; only the host facts of the report are its own.
 """
 
 from __future__ import annotations
@@ -15,31 +15,29 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import IO, Any, NamedTuple
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
-from domain.errors import EvaluationFailedError, LedgerError
+from domain.errors import EvaluationFailedError, LedgerError, ShuttingDownError
 from domain.persona.evaluation.harness import Constitution, evaluate
 from domain.persona.evaluation.naming import named
 from domain.persona.evaluation.report import Compared, written
 from domain.persona.evaluation.retrieval import Recalled
-from domain.persona.evaluation.subject import Document, Memory, Subject, subject_address
+from domain.persona.evaluation.subject import Document, Memory, Subject, stacked, subject_address
 from domain.persona.evaluation.suites import suite_of
-from domain.persona.manifest import MemoryRef, PersonaManifest, parse_manifest
-from domain.trust.moderation.scan import ScannedPart, ToolFacts, scan
+from domain.persona.manifest import PersonaManifest, parse_manifest
 from domain.values import moment_text
-from ops.bundles import Batch, check_bundle, read_bundle
+from ops.bundles import check_bundle, read_bundle
 from ops.engine.confinement import confine
-from ops.secret_scanner import SecretScanner
 
-RUN_S_MAX = 600
+RUN_S_MAX = 600.0
+WAIT_S = 0.2
 MEMORY_BYTES_MAX = 3_000_000_000
 REFUSED_STATUS = 3
-NICENESS = 10
-# What a scan looks at beyond the parts an evaluation reads: everything else.
+NICENESS = 5
 _TIMES_MAX = 100_000
 
 
@@ -90,10 +88,13 @@ def run_apart(
     *,
     scans: bool,
     seconds_max: float = RUN_S_MAX,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Have a persona evaluated, and scanned if that is asked, by a process of its own; for a thread.
 
-    Errors: evaluation_failed, evaluation_suite_invalid, manifest_invalid, memory_bundle_invalid; those of reading parts.
+    `stopped` says when nobody waits for the outcome any more; the child is then ended.
+    Errors: evaluation_failed, evaluation_suite_invalid, manifest_invalid, memory_bundle_invalid, shutting_down;
+            those of reading the parts.
     """
     task = Task(
         manifest.document(),
@@ -104,16 +105,29 @@ def run_apart(
         [TaskPart(part.name, part.size_bytes) for part in parts],
     )
     words = [sys.executable, "-m", "ops.evaluation_run"]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
         try:
             _send(child, task, parts)
-            out, err = child.communicate(timeout=seconds_max)
-        except subprocess.TimeoutExpired as error:
-            raise EvaluationFailedError("the evaluation takes too long", seconds_max=seconds_max) from error
+            out, err = _waited(child, time.monotonic() + seconds_max, stopped)
         finally:
             if child.poll() is None:
                 child.kill()
     return _heard(child.returncode, out, err)
+
+
+def _waited(
+    child: subprocess.Popen[bytes], until_s: float, stopped: Callable[[], bool]
+) -> tuple[bytes, bytes]:
+    while True:
+        try:
+            return child.communicate(timeout=WAIT_S)
+        except subprocess.TimeoutExpired as error:
+            if stopped():
+                raise ShuttingDownError("the evaluation was not waited for") from error
+            if time.monotonic() > until_s:
+                raise EvaluationFailedError("the evaluation takes too long") from error
 
 
 def _send(child: subprocess.Popen[bytes], task: Task, parts: list[Part]) -> None:
@@ -144,10 +158,9 @@ def main() -> int:
     """Read a task and its parts, carry it out confined, and print what was found or the refusal."""
     pa.set_memory_pool(pa.system_memory_pool())
     os.nice(NICENESS)
-    secrets = SecretScanner()
     confine([], [], MEMORY_BYTES_MAX)
     try:
-        found = carry_out(sys.stdin.buffer, secrets)
+        found = carry_out(sys.stdin.buffer)
     except LedgerError as refusal:
         sys.stdout.buffer.write(msgspec.json.encode(refusal.problem()))
         return REFUSED_STATUS
@@ -155,7 +168,7 @@ def main() -> int:
     return 0
 
 
-def carry_out(source: IO[bytes], secrets: SecretScanner) -> Run:
+def carry_out(source: IO[bytes]) -> Run:
     """Carry out the task that a stream holds.
 
     Errors: evaluation_suite_invalid, manifest_invalid, memory_bundle_invalid.
@@ -166,9 +179,13 @@ def carry_out(source: IO[bytes], secrets: SecretScanner) -> Run:
     memory = memory_of(manifest, data[manifest.memory.bundle])
     constitution = None if task.constitution is None else Constitution(task.constitution, task.utility)
     compared, report = evaluated(manifest, memory, data, task.suite, constitution)
-    reports = [Document(part.name, data[part.name]) for part in manifest.parts_of("evaluation_report") if part.name in data]
+    reports = [
+        Document(part.name, data[part.name])
+        for part in manifest.parts_of("evaluation_report")
+        if part.name in data
+    ]
     state, faults = named(manifest, reports, compared)
-    scanned = scanned_parts(manifest, memory, data, secrets) if task.scans else None
+    scanned = scanned_parts(manifest, memory, data) if task.scans else None
     return Run(compared, scanned, state, faults, report)
 
 
@@ -182,15 +199,10 @@ def memory_of(manifest: PersonaManifest, bundle: bytes) -> Memory:
     return Memory(
         [name for batch in batches for name in batch.ids],
         [text for batch in batches for text in batch.texts],
-        _stacked(batches, manifest.memory),
+        stacked([batch.embeddings for batch in batches], manifest.memory.dimension),
         manifest.memory.embedding_model,
         manifest.memory.metric,
     )
-
-
-def _stacked(batches: list[Batch], memory: MemoryRef) -> Any:
-    empty = np.zeros((0, memory.dimension), dtype=np.float32)
-    return np.concatenate([empty, *(batch.embeddings for batch in batches)])
 
 
 def evaluated(
@@ -199,6 +211,7 @@ def evaluated(
     data: dict[str, bytes],
     suite: str,
     constitution: Constitution | None,
+    host_facts: bool = True,
 ) -> tuple[Compared, bytes]:
     """Run a suite on a persona; give the compared part and the bytes of the whole report."""
 
@@ -216,13 +229,16 @@ def evaluated(
     )
     watch = Stopwatch()
     compared = evaluate(subject, suite_of(suite), constitution, watch)
-    return compared, written(compared, watch.host_facts())
+    return compared, written(compared, watch.host_facts() if host_facts else {})
 
 
-def scanned_parts(
-    manifest: PersonaManifest, memory: Memory, data: dict[str, bytes], secrets: SecretScanner
-) -> dict[str, Any]:
+def scanned_parts(manifest: PersonaManifest, memory: Memory, data: dict[str, bytes]) -> dict[str, Any]:
     """Scan all parts that are there; of the memory its texts, since its form was checked when it was read."""
+    # Loaded here only: a service that asks, and an evaluation without a scan, need neither.
+    from domain.trust.moderation.scan import ScannedPart, ToolFacts, scan
+    from ops.secret_scanner import SecretScanner
+
+    secrets = SecretScanner()
     parts = [
         ScannedPart(part.name, part.role, part.media_type, b"", "\n".join(memory.texts))
         if part.role == "memory"
@@ -230,7 +246,7 @@ def scanned_parts(
         for part in manifest.parts
         if part.name in data
     ]
-    tools = [ToolFacts(tool.tool, tool.access_scope) for tool in manifest.tools]
+    tools = [ToolFacts(tool=tool.tool, access_scope=tool.access_scope) for tool in manifest.tools]
     plain: dict[str, Any] = msgspec.to_builtins(scan(parts, tools, secrets, scanner=secrets.identity))
     return plain
 
@@ -258,7 +274,7 @@ class Stopwatch:
             "ended_at": moment_text(datetime.now(UTC)),
             "evaluated_ms": str(round((time.perf_counter() - self._started_s) * 1_000)),
             "python": platform.python_version(),
-            "numpy": np.__version__,
+            "numpy": version("numpy"),
             "pyarrow": pa.__version__,
             "machine": f"{platform.system()} {platform.machine()}",
             **dict(self._latencies()),

@@ -47,9 +47,11 @@ def _write_once(path: Path, content: bytes) -> bool:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.link(draft, path)
-    except FileExistsError:
-        return False
+        try:
+            os.link(draft, path)
+            fresh = True
+        except FileExistsError:
+            fresh = False
     finally:
         Path(draft).unlink()
     folder = os.open(path.parent, os.O_RDONLY)
@@ -57,7 +59,7 @@ def _write_once(path: Path, content: bytes) -> bool:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return True
+    return fresh
 
 
 def log_signer(path: Path, origin: str) -> Signer:

@@ -123,7 +123,7 @@ class VaultKeys:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, self._path)
+        Path(draft).replace(self._path)
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -148,7 +148,9 @@ class VaultKeys:
 def _parsed(path: Path) -> _File:
     try:
         found = msgspec.json.decode(read_or_make(path, b""), type=_File)
-        sound = str(found.current) in found.keys and all(len(_key(key)) == KEY_BYTES for key in found.keys.values())
+        sound = str(found.current) in found.keys and all(
+            len(_key(key)) == KEY_BYTES for key in found.keys.values()
+        )
     except (msgspec.MsgspecError, ValueError) as error:
         raise KeyFileError(f"{path} holds no keys of a vault") from error
     if not sound:

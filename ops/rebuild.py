@@ -1,8 +1,9 @@
 """Rebuilding everything that follows the log inside its own database, and holding it against what is there.
 
-Records, accounts, holds, postings and the catalogue are computed a second time, from the records alone and with the writer's own
-statements, into temporary tables of the same shape. Then both are digested row by row. Where they differ the rows are
-named and, if asked, put right in one transaction that holds the head row, so that no commit passes in between.
+Records, accounts, holds, postings and the catalogue are computed a second time, from the records alone and with the
+writer's own statements, into temporary tables of the same shape. Then both are digested row by row. Where they differ
+the rows are named and, if asked, put right in one transaction that holds the head row, so that no commit passes in
+between.
 
 A running service keeps in memory what it has read: after a repair it must be started again.
 """

@@ -195,6 +195,9 @@ HTTP_REQUESTS = Counter(
 HTTP_REQUEST_SECONDS = Histogram(
     "soma_http_request_seconds", "Time to answer a request.", ["route"], buckets=_FAST_S, registry=REGISTRY
 )
+CATALOGUE_SEARCH_SECONDS = Histogram(
+    "soma_catalogue_search_seconds", "Time to find a page of personas.", buckets=_FAST_S, registry=REGISTRY
+)
 
 MARKET_OFFERS = Counter("soma_market_offers", "Offers listed.", registry=REGISTRY)
 MARKET_MATCHES = Counter("soma_market_matches", "Intents matched.", registry=REGISTRY)
@@ -244,7 +247,7 @@ REVIEW_REFUSALS = Counter(
     registry=REGISTRY,
 )
 REVIEW_OVERRIDES = Counter(
-    "soma_trust_review_overrides", "Reviews an operator settled alone.", ["decision"], registry=REGISTRY
+    "soma_trust_review_overrides", "Reviews an operator settled alone.", registry=REGISTRY
 )
 SIGNATURES = Counter(
     "soma_trust_signatures",
@@ -252,6 +255,11 @@ SIGNATURES = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+# A series that begins at one has no increase; what alerts are about begins at zero.
+for _outcome in ("approved", "rejected", "expired"):
+    REVIEW_SECONDS.labels(_outcome)
+for _outcome in ("counted", "unknown_key", "bad_signature", "revoked_key"):
+    SIGNATURES.labels(_outcome)
 SIGNATURE_SECONDS = Histogram(
     "soma_trust_signature_seconds",
     "Time from the request for signatures to a signature.",
@@ -325,6 +333,34 @@ RECONCILED_CLEAN_AT = Gauge(
     "When the last clean one over everything ended.",
     registry=REGISTRY,
 )
+UTILITY_VALUE = Gauge(
+    "soma_utility_value",
+    "Mean utility of the requests of the last evaluation, by suite; beside it the constitution's bar.",
+    ["suite"],
+    registry=REGISTRY,
+)
+UTILITY_BOUND = Gauge(
+    "soma_utility_bound",
+    "The least utility the constitution accepts, as last used.",
+    ["suite"],
+    registry=REGISTRY,
+)
+UTILITY_DECISIONS = Counter(
+    "soma_utility_decisions",
+    "Requests of evaluations the guard accepted or refused.",
+    ["suite", "outcome"],
+    registry=REGISTRY,
+)
+EVALUATIONS = Counter(
+    "soma_evaluations",
+    "Evaluations by occasion (asked, inspection) and outcome (passed, not_passed, failed).",
+    ["occasion", "outcome"],
+    registry=REGISTRY,
+)
+EVALUATION_SECONDS = Histogram(
+    "soma_evaluation_seconds", "Time of one evaluation.", ["occasion"], buckets=_SLOW_S, registry=REGISTRY
+)
+
 DEAD_LETTERS_OPEN = Gauge(
     "soma_dead_letters_open", "Letters that are neither taken in again nor given up.", registry=REGISTRY
 )
@@ -361,6 +397,18 @@ def policy_judged(package: str, allow: bool, reasons: list[str], seconds: float)
 def policy_failed(package: str) -> None:
     """Count a policy that could not be asked."""
     POLICY_JUDGEMENTS.labels(package if package.startswith("soma.") else "other", "unavailable").inc()
+
+
+TRANSFERS = Counter(
+    "soma_capsule_transfers", "Exports and imports that ended, by how.", ["kind", "status"], registry=REGISTRY
+)
+TRANSFER_SECONDS = Histogram(
+    "soma_capsule_transfer_seconds",
+    "Time a worker took for one export or import.",
+    ["kind"],
+    buckets=_SLOW_S,
+    registry=REGISTRY,
+)
 
 
 def batch_committed(outcomes: Mapping[str, int], event_count: int, seconds: float) -> None:

@@ -19,7 +19,6 @@ Source: STREAM of Hoang, Reyhanitabar, Rogaway and Vizar 2015, in the form of ag
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +50,7 @@ from ops.settings import Settings
 FRAME_BYTES = 1 << 20
 # What is asked of the store at once, when reading; what is collected before it is sent, when writing.
 READ_FRAMES = 4
-WRITE_BYTES = 8 << 20
+WRITE_BYTES = 5 << 20
 WRITES_AT_ONCE = 2
 ROOM = "capsules"
 
@@ -166,32 +165,6 @@ class Vault:
             return _from(frames, start % envelope.frame_bytes)
         return _checked(frames, address)
 
-    def frames_from(self, address: str, start: int) -> Iterator[bytes]:
-        """Read an object from the beginning of a frame on, each frame by itself.
-
-        Errors: encryption_key_missing, invalid_address, log_damaged, object_not_found.
-        """
-        name = _name(address)
-        envelope = self._envelope(name)
-        assert start % envelope.frame_bytes == 0, "a frame begins elsewhere"
-        return self._frames(name, envelope, start // envelope.frame_bytes, 1)
-
-    def file(self, address: str) -> VaultFile:
-        """Open an object as a file that can be sought in; where nothing is encrypted, its frames go unverified.
-
-        Errors: invalid_address, object_not_found.
-        """
-        return VaultFile(self, address)
-
-    def get(self, address: str, bytes_max: int) -> bytes:
-        """Read a small object whole.
-
-        Errors: body_too_large, encryption_key_missing, invalid_address, log_damaged, object_not_found.
-        """
-        if self.size_bytes(address) > bytes_max:
-            raise BodyTooLargeError(bytes_max=bytes_max, address=address)
-        return b"".join(self.read(address))
-
     # ------------------------------------------------------------------ uploads
 
     def put_piece(self, tenant: str, address: str, offset: int, data: bytes) -> bool:
@@ -244,7 +217,9 @@ class Vault:
                 envelope = self._envelope(name)
                 count += 1
                 if envelope.key not in (None, current):
-                    self._put_envelope(name, self._wrapped(name, envelope, self._data_key(name, envelope)), "overwrite")
+                    self._put_envelope(
+                        name, self._wrapped(name, envelope, self._data_key(name, envelope)), "overwrite"
+                    )
                     changed += 1
         return Stats(count, changed)
 
@@ -337,21 +312,17 @@ class Vault:
             raise EncryptionKeyError(version=envelope.key, versions=[])
         return self.keys.unwrap(envelope.key, base64.b64decode(envelope.wrapped), envelope.bound(name))
 
-    def _frames(
-        self, name: str, envelope: Envelope, first: int, at_once: int = READ_FRAMES
-    ) -> Iterator[bytes]:
+    def _frames(self, name: str, envelope: Envelope, first: int) -> Iterator[bytes]:
         """Open a body; its frames are read from a number on. An empty body is one empty frame."""
-        return self._read_frames(envelope, self._data_key(name, envelope), first, at_once)
+        return self._read_frames(envelope, self._data_key(name, envelope), first)
 
-    def _read_frames(
-        self, envelope: Envelope, data_key: bytes | None, first: int, at_once: int
-    ) -> Iterator[bytes]:
+    def _read_frames(self, envelope: Envelope, data_key: bytes | None, first: int) -> Iterator[bytes]:
         frame_bytes = envelope.frame_bytes + (TAG_BYTES if data_key else 0)
         count = max(1, -(-envelope.size_bytes // envelope.frame_bytes))
         whole = envelope.size_bytes + (TAG_BYTES * count if data_key else 0)
         cipher = AESGCM(data_key) if data_key else None
-        for number in range(first, count, at_once):
-            start, end = number * frame_bytes, min(whole, (number + at_once) * frame_bytes)
+        for number in range(first, count, READ_FRAMES):
+            start, end = number * frame_bytes, min(whole, (number + READ_FRAMES) * frame_bytes)
             block = memoryview(self._range(_body(envelope), start, end))
             for at in range(max(1, -(-len(block) // frame_bytes))):
                 sealed = block[at * frame_bytes : (at + 1) * frame_bytes]
@@ -474,47 +445,10 @@ def _answering() -> Iterator[None]:
         raise FileNotFoundError from error
     except AlreadyExistsError as error:
         raise FileExistsError from error
-    except StoreError as error:
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except (StoreError, OSError) as error:
         raise UnavailableError("the object store does not answer", internal=str(error)) from error
-
-
-class VaultFile(io.RawIOBase):
-    """An object of the vault as a file that can be sought in; it holds a few frames at a time."""
-
-    def __init__(self, vault: Vault, address: str) -> None:
-        self._vault, self._address = vault, address
-        self._size = vault.size_bytes(address)
-        self._at = 0
-        self._held: tuple[int, bytes] = (0, b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what follows, as far as the next frame."""
-        start, held = self._held
-        if not start <= self._at < start + len(held):
-            start = self._at - self._at % FRAME_BYTES
-            if self._at >= self._size:
-                return 0
-            held = next(self._vault.frames_from(self._address, start))
-            self._held = (start, held)
-        piece = held[self._at - start : self._at - start + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
 
 
 def _nonce(number: int, last: bool) -> bytes:

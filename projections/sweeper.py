@@ -16,7 +16,8 @@ from domain.ledger import Caller
 from domain.market.contracts import ExpireEscrow, expire_escrow
 from domain.market.intents import IntentStep, expire_intent
 from domain.market.offers import OfferStep, expire_offer
-from domain.trust.reviews import Review, ReviewStep, expire_review
+from domain.persona.reviewing import expire
+from domain.trust.reviews import Review, ReviewStep
 from domain.values import moment_of
 from ops import telemetry
 from ops.runtime import Runtime
@@ -62,7 +63,7 @@ class Sweeper:
         return len(due)
 
     async def _expire_review(self, name: str) -> None:
-        answer = await self._runtime.ledger.act(expire_review, ReviewStep(capsule=name), SWEEPER)
+        answer = await self._runtime.ledger.act(expire, ReviewStep(capsule=name), SWEEPER)
         if answer.event_count:
             review = msgspec.json.decode(answer.body, type=Review)
             age = moment_of(review.updated_at) - moment_of(review.opened_at)

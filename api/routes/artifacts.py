@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -50,6 +50,7 @@ from ops.vault import FRAME_BYTES, Kept, Vault
 PREFIX = "/v1/artifacts"
 PIECE_BYTES_MAX = 8 << 20
 SIZE_MAX = 10**12
+Documented = dict[int | str, dict[str, Any]]
 _RANGE = re.compile(r"bytes=([0-9]{1,13})-", re.ASCII)
 
 router = APIRouter(prefix=PREFIX, tags=["artifacts"], route_class=JsonRoute)
@@ -59,18 +60,24 @@ Address = Annotated[
     Path(pattern=r"^(?:sha3-512:)?[0-9a-f]{128}$", description="SHA3-512 of the bytes, in hexadecimal."),
 ]
 Offset = Annotated[
-    int | None, Query(ge=0, le=SIZE_MAX, description="Where this piece begins; left out, the body is all there is.")
+    int | None,
+    Query(ge=0, le=SIZE_MAX, description="Where this piece begins; left out, the body is all there is."),
 ]
-Size = Annotated[int | None, Query(ge=0, le=SIZE_MAX, description="Bytes of the whole, told with each piece.")]
+Size = Annotated[
+    int | None, Query(ge=0, le=SIZE_MAX, description="Bytes of the whole, told with each piece.")
+]
 
 _RAW = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _UPLOAD = {
     "Upload-Offset": {"description": "Bytes that are kept.", "schema": {"type": "integer"}},
-    "Upload-Complete": {"description": "`?1` once the artifact is there, `?0` before.", "schema": {"type": "string"}},
+    "Upload-Complete": {
+        "description": "`?1` once the artifact is there, `?0` before.",
+        "schema": {"type": "string"},
+    },
 }
-PIECE_KEPT = {202: {"description": "A piece is kept; more are to come.", "headers": _UPLOAD}}
-STANDS = {200: {"description": "How far it is.", "headers": _UPLOAD}}
-BYTES = {
+PIECE_KEPT: Documented = {202: {"description": "A piece is kept; more are to come.", "headers": _UPLOAD}}
+STANDS: Documented = {200: {"description": "How far it is.", "headers": _UPLOAD}}
+BYTES: Documented = {
     200: {"description": "The bytes.", "content": _RAW},
     206: {"description": "The bytes from the one asked for on.", "content": _RAW},
 }
@@ -83,7 +90,13 @@ BYTES = {
     openapi_extra={"requestBody": {"required": True, "content": _RAW}},
 )
 async def upload_artifact(
-    address: Address, request: Request, opened: Open, who: Who, sent: Sent, offset: Offset = None, size: Size = None
+    address: Address,
+    request: Request,
+    opened: Open,
+    who: Who,
+    sent: Sent,
+    offset: Offset = None,
+    size: Size = None,
 ) -> Response:
     """Upload an artifact as it is, in one go or in pieces of 8 MiB at most; bytes of another address are refused."""
     need_role(who, *register_artifact.roles)  # type: ignore[attr-defined]
@@ -195,9 +208,7 @@ async def _limited(request: Request, bytes_max: int) -> bytes:
     async for chunk in request.stream():
         data += chunk
         if len(data) > bytes_max:
-            raise BodyTooLargeError(
-                f"this piece may hold {bytes_max:,} bytes at most", bytes_max=bytes_max
-            )
+            raise BodyTooLargeError(f"this piece may hold {bytes_max:,} bytes at most", bytes_max=bytes_max)
     return bytes(data)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from api.http import (
@@ -40,11 +40,12 @@ from domain.errors import (
     SigningNotFoundError,
 )
 from domain.log.records import Aggregate, decode
-from domain.trust import constitutions, reviews, signatures, signers
+from domain.persona import reviewing
+from domain.trust import constitutions, signatures, signers
 from domain.trust.constitutions import CONSTITUTION, AdoptConstitution, Constitution
 from domain.trust.reviews import DecideReview, Review
 from domain.trust.signatures import Signing, SubmitSignature, capsule_key, payload_of, verify_signing
-from domain.trust.signers import AdoptPolicy, RevokeKey, SignerPolicy
+from domain.trust.signers import AdoptPolicy, RecoverPolicy, RevokeKey, SignerPolicy
 from domain.trust.verification import PAYLOAD_TYPE
 from domain.values import moment_of
 from ops import telemetry
@@ -59,6 +60,7 @@ A = TypeVar("A", bound=Aggregate)
 KNOWN = [Depends(caller)]
 
 Revocation = body_of(RevokeKey, "policy")
+PolicyRecovery = body_of(RecoverPolicy, "policy")
 ReviewDecision = body_of(DecideReview, "capsule")
 NewSignature = body_of(SubmitSignature, "capsule")
 
@@ -86,11 +88,27 @@ async def get_policy(name: Id, opened: Open, as_of: AsOf = None) -> Response:
     return await _public(opened, SignerPolicy, name, SignerPolicyNotFoundError, as_of)
 
 
+@router.post("/signer-policies/{name}/recovery", responses=shows(SignerPolicy))
+async def recover_policy(name: Id, body: PolicyRecovery, opened: Open, who: Who, sent: Sent) -> Response:  # type: ignore[valid-type]
+    """Propose or confirm a version of a policy whose keys can vouch for nothing any more; it takes two operators."""
+    command = completed(RecoverPolicy, body, policy=name)
+    return await act(opened, signers.recover_policy, command, who, sent)
+
+
 @router.post("/signer-policies/{name}/revocations", responses=shows(SignerPolicy))
-async def revoke_key(name: Id, body: Revocation, opened: Open, who: Who, sent: Sent) -> Response:  # type: ignore[valid-type]
-    """Take a key out of every version of a policy, at once and for good."""
+async def revoke_key(
+    name: Id,
+    body: Revocation,  # type: ignore[valid-type]
+    opened: Open,
+    who: Who,
+    sent: Sent,
+    request: Request,
+) -> Response:
+    """Take a key out of every version of a policy, at once and for good; what it signed is looked at again."""
     command = completed(RevokeKey, body, policy=name)
-    return await act(opened, signers.revoke_key, command, who, sent)
+    response = await act(opened, signers.revoke_key, command, who, sent)
+    request.app.state.trust_watch.look()
+    return response
 
 
 # --------------------------------------------------------------------------- the constitution
@@ -137,7 +155,7 @@ async def decide_review(capsule: Id, body: ReviewDecision, opened: Open, who: Wh
     """Approve a capsule or reject it; nobody decides on their own."""
     command = completed(DecideReview, body, capsule=capsule)
     try:
-        response = await act(opened, reviews.decide_review, command, who, sent)
+        response = await act(opened, reviewing.decide, command, who, sent)
     except LedgerError as refusal:
         telemetry.REVIEW_REFUSALS.labels(refusal.code).inc()
         raise
@@ -150,7 +168,7 @@ async def decide_review(capsule: Id, body: ReviewDecision, opened: Open, who: Wh
 def _note_decision(review: dict[str, Any]) -> None:
     made = review["decisions"][-1]
     if made["is_override"]:
-        telemetry.REVIEW_OVERRIDES.labels(made["decision"]).inc()
+        telemetry.REVIEW_OVERRIDES.inc()
     if review["status"] != "pending":
         age = telemetry.REVIEW_SECONDS.labels(review["status"])
         age.observe(_seconds(review["opened_at"], made["at"]))
@@ -181,7 +199,9 @@ async def get_signing(capsule: Id, opened: Open, who: Who, as_of: AsOf = None) -
 REQUEST = object_of(
     payloadType="string",
     payload={"type": "string", "format": "byte"},
-    statement={"$ref": "#/components/schemas/Statement"},
+    statement=object_of(
+        capsule="string", constitution="string", not_after="string", policy="string", purpose="string"
+    ),
 )
 
 
@@ -199,7 +219,7 @@ async def signing_request(capsule: Id, opened: Open, who: Who) -> Response:
 async def submit_signature(capsule: Id, body: NewSignature, opened: Open, who: Who, sent: Sent) -> Response:  # type: ignore[valid-type]
     """Bring an envelope; it is kept only if every signature in it counts."""
     command = completed(SubmitSignature, body, capsule=capsule)
-    response = await _counted(act(opened, signatures.submit_signature, command, who, sent))
+    response = await _counted(act(opened, reviewing.sign, command, who, sent))
     found = _fresh(response)
     if found is not None:
         kept = found["kept"][-1]

@@ -25,6 +25,10 @@ class PublicKeyError(InvalidError, code="public_key_invalid"):
     """A public key is 32 bytes of Ed25519 in base64, canonical and of large order."""
 
 
+class StatementUnexpectedError(InvalidError, code="statement_unexpected"):
+    """What is asked to be signed is not what the signer wants to sign."""
+
+
 class SignatureRefusedError(UnprocessableError, code="signature_refused"):
     """The signature does not count; `reason` says why."""
 

@@ -11,6 +11,7 @@ byte, and where each part ends before it reads it. Nothing is extracted under a 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha3_512, sha256
 
@@ -64,9 +65,7 @@ def header(name: str, size: int) -> bytes:
         + b"0"  # a plain file
         + bytes(100)
         + b"ustar\x0000"
-        + bytes(64)
-        + b"0000000\0" * 2  # device
-        + bytes(167)
+        + bytes(247)  # no names of owners, no device, no second part of the name
     )
     return fields[:148] + b"%06o\0 " % sum(fields) + fields[156:]
 
@@ -168,8 +167,7 @@ def read_archive(
             raise _invalid(told(found, part, manifest.parts[:index], manifest.parts), part.name)
         pieces = verified(part, source.pieces(part.bytes, part.name))
         keep(part, pieces)
-        for _ in pieces:
-            pass
+        deque(pieces, maxlen=0)
         source.skip_zeros(_padding(part.bytes), part.name)
     source.skip_zeros(len(END), "", told_end=True)
     source.expect_end()

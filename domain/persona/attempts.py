@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from domain.errors import REGISTRY, ForbiddenError, LedgerError
+from domain.errors import REGISTRY, ForbiddenError, LedgerError, UnprocessableError
 from domain.ledger import Case
 
 FACTS_BYTES_MAX = 8_192
@@ -48,8 +48,8 @@ def refusal_of(answer: bytes) -> LedgerError | None:
 
 
 def refusal(problem: Problem) -> LedgerError:
-    """Make a refusal again of what the log keeps of it."""
-    error = REGISTRY.get(problem.code, LedgerError)(problem.detail)
+    """Make a refusal again of what the log keeps of it; a code that nobody knows any more becomes `unprocessable`."""
+    error = REGISTRY.get(problem.code, UnprocessableError)(problem.detail)
     error.facts = problem.facts
     return error
 

@@ -14,7 +14,9 @@ import msgspec
 
 from domain.errors import MemoryBundleInvalidError
 from domain.persona.manifest import MemoryRef
+from domain.persona.tokens import token_count
 
+BUNDLE_BYTES_MAX = 1024 * 1024 * 1024
 ROWS_PER_GROUP_MAX = 32_768
 GROUP_BYTES_MAX = 256 * 1024 * 1024
 TEXT_CHARS_MAX = 65_536
@@ -68,6 +70,7 @@ class BundleFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     item_count: int
     dimension: int
     text_chars: int
+    text_tokens: int
     columns: list[str]
 
 
@@ -125,6 +128,7 @@ class Rows:
     def __init__(self) -> None:
         self._ids: set[str] = set()
         self.text_chars = 0
+        self.text_tokens = 0
 
     @property
     def count(self) -> int:
@@ -158,6 +162,7 @@ class Rows:
         if longest > TEXT_CHARS_MAX:
             refused(f"a text holds {TEXT_CHARS_MAX:,} characters at most", found=longest)
         self.text_chars += sum(map(len, texts))
+        self.text_tokens += sum(map(token_count, texts))
 
 
 def _check_turns(turns: Iterable[int | None]) -> None:

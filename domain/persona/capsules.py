@@ -3,8 +3,8 @@
     exported | imported -> submitted -> inspected -> published <-> suspended
     withdrawn (by its tenant) and revoked (by operators) are final, and can follow on any of these
 
-A capsule is named by its address, so what was inspected, approved and signed is these bytes and no others. What leads to
-`published` is in `publication`; what becomes of it afterwards is in `standing`.
+A capsule is named by its address, so what was inspected, approved and signed is these bytes and no others. What leads
+to `published` is in `publication`; what becomes of it afterwards is in `standing`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from domain.errors import (
     CapsuleSuspendedError,
     ConstitutionMismatchError,
     PersonaNotFoundError,
+    SelfReviewError,
     StatusTransitionError,
     ThresholdNotMetError,
 )
@@ -28,9 +29,9 @@ from domain.fields import Command
 from domain.ledger import Caller, Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.persona.attempts import Problem, told
+from domain.persona.facts import owners_of
 from domain.persona.manifest import capsule_id
 from domain.persona.personas import AUTHORS, Persona, note_review, note_version
-from domain.persona.facts import owners_of
 from domain.trust.constitutions import check_constitution
 from domain.trust.judgements import Judgement
 from domain.trust.reviews import Review, open_review
@@ -67,10 +68,11 @@ class Capsule(Aggregate):
     token_estimate: dict[str, Any] | None = None
     status: str = "exported"
     submitted_by: str | None = None
+    submitters: list[str] = msgspec.field(default_factory=list)
     submitted_at: str | None = None
     scan: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
-    problem: Problem | None = None
+    inspection_failure: Problem | None = None
     is_override: bool = False
     published_at: str | None = None
     trust: str = "none"
@@ -113,7 +115,7 @@ class Capsule(Aggregate):
 
         def apply(self, capsule: Capsule, record: Record) -> None:
             _begin(capsule, self)
-            capsule.origin = capsule.status = "imported"
+            capsule.origin, capsule.status = "import", "imported"
 
     class Submitted(Event, frozen=True):
         """An author asked for inspection, review and signatures; signers sign under this policy and constitution."""
@@ -128,7 +130,8 @@ class Capsule(Aggregate):
         def apply(self, capsule: Capsule, record: Record) -> None:
             capsule.status = "submitted"
             capsule.submitted_by, capsule.submitted_at = record.actor, record.at
-            capsule.scan = capsule.evaluation = capsule.problem = None
+            capsule.submitters = sorted({*capsule.submitters, record.actor})
+            capsule.scan = capsule.evaluation = capsule.inspection_failure = None
 
     class Scanned(Event, frozen=True):
         """The parts were scanned; findings say where, and never what."""
@@ -168,7 +171,7 @@ class Capsule(Aggregate):
         detail: str
 
         def apply(self, capsule: Capsule, record: Record) -> None:
-            capsule.problem = Problem(self.code, self.detail, {})
+            capsule.inspection_failure = Problem(self.code, self.detail, {})
             capsule.status = "inspected"
 
     class Published(Event, frozen=True):
@@ -359,18 +362,20 @@ class RecordInspection(CapsuleStep):
 def submit_capsule(case: Case, command: SubmitCapsule) -> Capsule:
     """Submit a capsule; it may be submitted again where its review expired or its inspection failed.
 
-    Errors: already_published, capsule_not_found, capsule_revoked, capsule_suspended, capsule_version_taken,
+    Errors: capsule_not_found, capsule_revoked, capsule_suspended, capsule_version_taken,
             constitution_mismatch, constitution_missing, invalid_status_transition, persona_not_found, review_closed,
-            signer_policy_missing, version_mismatch.
+            self_review, signer_policy_missing, version_mismatch.
     """
     capsule = own_capsule(case, command.capsule_id)
     case.match_version(capsule)
     review = case.find(Review, capsule.id)
     _check_submittable(capsule, review)
+    if review is not None and any(one.reviewer == case.caller.subject for one in review.decisions):
+        raise SelfReviewError("who voted on a capsule does not submit it", subject=case.caller.subject)
     persona = persona_of(case, capsule)
     constitution = check_constitution(case, capsule.manifest["governance"]["constitution"])
     policy = policy_in_force(case)
-    owners = owners_of(capsule.manifest)
+    owners = [*owners_of(capsule.manifest), *capsule.submitters]
     if review is None or review.status not in LIVE_REVIEWS:
         review = open_review(case, capsule.address, policy, owners, capsule.tenant)
     open_signing(case, capsule.address, policy, constitution.address, owners, capsule.tenant)
@@ -411,7 +416,9 @@ def record_inspection(case: Case, command: RecordInspection) -> Capsule:
 def _check_submittable(capsule: Capsule, review: Review | None) -> None:
     check_not_ended(capsule)
     waits = capsule.status in ("submitted", "inspected")
-    stuck = capsule.problem is not None or (review is not None and review.status not in LIVE_REVIEWS)
+    stuck = capsule.inspection_failure is not None or (
+        review is not None and review.status not in LIVE_REVIEWS
+    )
     if capsule.status not in ("exported", "imported") and not (waits and stuck):
         raise StatusTransitionError(current_status=capsule.status, next_status="submitted")
 
@@ -513,7 +520,9 @@ def check_not_ended(capsule: Capsule) -> None:
     if capsule.status == "suspended":
         raise CapsuleSuspendedError(capsule=capsule.address, reason=capsule.reason)
     if capsule.status == "withdrawn":
-        raise StatusTransitionError("the capsule was withdrawn", current_status="withdrawn", next_status="used")
+        raise StatusTransitionError(
+            "the capsule was withdrawn", current_status="withdrawn", next_status="used"
+        )
 
 
 def check_usable(capsule: Capsule, purpose: Purpose, in_force: str | None) -> None:
@@ -533,4 +542,6 @@ def check_usable(capsule: Capsule, purpose: Purpose, in_force: str | None) -> No
             "the capsule is not published", current_status=capsule.status, next_status=purpose
         )
     if capsule.trust != "verified":
-        raise ThresholdNotMetError("a key was revoked, and the signatures left are too few", capsule=capsule.address)
+        raise ThresholdNotMetError(
+            "a key was revoked, and the signatures left are too few", capsule=capsule.address
+        )

@@ -42,7 +42,10 @@ def capsule_facts(manifest: dict[str, Any], address: str, tenant: str, status: s
         version=metadata["version"],
         tenant=tenant,
         owners=owners_of(manifest),
-        tools=[ToolFacts(tool=t["tool"], access_scope=t["access_scope"], required=t["required"]) for t in manifest["tools"]],
+        tools=[
+            ToolFacts(tool=t["tool"], access_scope=t["access_scope"], required=t["required"])
+            for t in manifest["tools"]
+        ],
         model=ModelFacts(model_box_id=model["model_box_id"], provider=model["provider"]),
         memory=MemoryFacts(item_count=memory["item_count"], dimension=memory["dimension"], bytes=bundle),
         pricing=[

@@ -277,4 +277,3 @@ def note_review(case: Case, persona: Persona, version: str, review: str, *, subm
         return
     if (persona.reviewed_version, persona.review) != (version, review):
         case.emit(persona, Persona.ReviewMoved(version=version, review=review))
-

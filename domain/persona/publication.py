@@ -21,7 +21,6 @@ import msgspec
 from domain.errors import (
     CapsuleRevokedError,
     CapsuleSuspendedError,
-    ConstitutionMismatchError,
     EvaluationFailedError,
     ForbiddenError,
     LedgerError,
@@ -39,7 +38,14 @@ from domain.persona.listings import relist
 from domain.persona.personas import AUTHORS
 from domain.trust.constitutions import check_constitution
 from domain.trust.judgements import Judgement, Judgements, check_allowed, judged
-from domain.trust.questions import ApprovalFacts, EvaluationFacts, ScanCounts, ScanFacts, publish_question, tools_named
+from domain.trust.questions import (
+    ApprovalFacts,
+    EvaluationFacts,
+    ScanCounts,
+    ScanFacts,
+    publish_question,
+    tools_named,
+)
 from domain.trust.reviews import Review, approved
 from domain.trust.signatures import Signing, Verification, check_verified, complete_signing, verification
 from domain.trust.signers import policy_in_force
@@ -113,8 +119,11 @@ def reinstate_capsule(case: Case, command: ReinstateCapsule, *, judgements: Judg
     capsule = own_capsule(case, command.capsule_id)
     case.match_version(capsule)
     if capsule.suspended_by == case.caller.subject:
-        raise ForbiddenError("who suspended a capsule does not reinstate it", suspended_by=capsule.suspended_by)
+        raise ForbiddenError(
+            "who suspended a capsule does not reinstate it", suspended_by=capsule.suspended_by
+        )
     gates, judgement = _pass(case, capsule, "suspended", judgements)
+    complete_signing(case, capsule.address)
     grounds = _grounds(case, capsule, gates, judgement)
     case.emit(capsule, Capsule.Reinstated(reason=command.reason, **grounds))
     relist(case, persona_of(case, capsule), capsule)
@@ -177,7 +186,7 @@ def _held(refusals: list[LedgerError], check: Callable[..., T], *what: Any) -> T
 
 
 def _pass(case: Case, capsule: Capsule, status: str, judgements: Judgements) -> tuple[Gates, Judgement]:
-    """Pass every gate or raise what the first closed one says; the policy is asked last, about a state that could do."""
+    """Pass every gate, or raise what a closed one says; the policy is asked last, of a state that may do."""
     gates = read_gates(case, capsule, status)
     for refusal in sorted(gates.refusals, key=_comes_first):
         raise refusal
@@ -186,7 +195,9 @@ def _pass(case: Case, capsule: Capsule, status: str, judgements: Judgements) -> 
 
 def _comes_first(refusal: LedgerError) -> bool:
     """Put what a capsule is before what it lacks."""
-    return not isinstance(refusal, CapsuleRevokedError | CapsuleSuspendedError | StatusTransitionError | NotInspectedError)
+    return not isinstance(
+        refusal, CapsuleRevokedError | CapsuleSuspendedError | StatusTransitionError | NotInspectedError
+    )
 
 
 def _check_status(capsule: Capsule, status: str) -> None:
@@ -203,19 +214,24 @@ def _check_status(capsule: Capsule, status: str) -> None:
 
 def _check_scan(capsule: Capsule, is_override: bool) -> None:
     if capsule.scan is None:
-        why = capsule.problem
+        why = capsule.inspection_failure
         raise NotInspectedError(
-            f"the inspection failed: {why.detail}" if why else "the capsule was not scanned", capsule=capsule.address
+            f"the inspection failed: {why.detail}" if why else "the capsule was not scanned",
+            capsule=capsule.address,
         )
     if capsule.scan["verdict"] == "block" and not is_override:
-        raise ScanBlockedError(finding_count=capsule.scan["finding_count"], findings=capsule.scan["findings"][:20])
+        raise ScanBlockedError(
+            finding_count=capsule.scan["finding_count"], findings=capsule.scan["findings"][:20]
+        )
 
 
 def _check_evaluation(capsule: Capsule) -> None:
     if capsule.evaluation is None:
         raise NotInspectedError("the capsule was not evaluated", capsule=capsule.address)
     if not capsule.evaluation["passed"]:
-        raise EvaluationFailedError(report=capsule.evaluation["report"], why=capsule.evaluation.get("why", []))
+        raise EvaluationFailedError(
+            report=capsule.evaluation["report"], why=capsule.evaluation.get("why", [])
+        )
 
 
 def _question(case: Case, capsule: Capsule, review: Review | None, checked: Verification) -> dict[str, Any]:
@@ -239,7 +255,9 @@ def _question(case: Case, capsule: Capsule, review: Review | None, checked: Veri
 
 def _approvals(case: Case, review: Review | None, tools: list[str]) -> ApprovalFacts:
     if review is None:
-        return ApprovalFacts(required=policy_in_force(case).document.approvals_required, given=0, override=False)
+        return ApprovalFacts(
+            required=policy_in_force(case).document.approvals_required, given=0, override=False
+        )
     given = [one for one in review.decisions if one.decision == "approve"]
     return ApprovalFacts(
         required=review.required,

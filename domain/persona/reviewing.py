@@ -6,11 +6,13 @@ published capsule loses its trust when a key is revoked and too few signatures a
 
 from __future__ import annotations
 
+from domain.errors import SelfReviewError
 from domain.fields import Command
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.persona.capsules import Capsule, CapsuleStep, get_capsule, persona_of
 from domain.persona.listings import relist
+from domain.persona.manifest import capsule_id
 from domain.persona.personas import Persona, note_review
 from domain.trust.pinned import PUBLICATION
 from domain.trust.reviews import DecideReview, Review, ReviewStep, decide_review, expire_review
@@ -24,6 +26,9 @@ def decide(case: Case, command: DecideReview) -> Review:
     Errors: already_reviewed, forbidden, review_closed, review_not_found, review_notes_missing, self_review,
             version_mismatch.
     """
+    capsule = case.find(Capsule, capsule_id(command.capsule))
+    if capsule is not None and case.caller.subject in capsule.submitters:
+        raise SelfReviewError(subject=case.caller.subject)
     return _followed(case, decide_review(case, command))
 
 
@@ -43,7 +48,7 @@ def sign(case: Case, command: SubmitSignature) -> Signing:
     Errors: invalid_status_transition, malformed_envelope, payload_type_unknown, signature_refused,
             signature_repeated, signing_not_found.
     """
-    signing = submit_signature(case, command)
+    signing: Signing = submit_signature(case, command)
     capsule = case.find(Capsule, signing.id)
     if capsule is not None:
         settle_trust(case, capsule)
@@ -107,7 +112,7 @@ class TrustSweep(Aggregate):
     class Swept(Event, frozen=True):
         """Every published capsule was looked at, knowing the policy as it was at a version of its stream."""
 
-        TOPIC = "trust.swept"
+        TOPIC = "trust_sweep.swept"
 
         policy_version: int
         capsules: int

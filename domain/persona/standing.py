@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from domain.errors import CapsuleRevokedError, ConflictError, ForbiddenError, StatusTransitionError
-from domain.fields import Command, Label, Reason, Text
+from domain.fields import Label, Reason, Text
 from domain.ledger import Case, allow
 from domain.persona.capsules import Capsule, CapsuleStep, Rentals, get_capsule, own_capsule, persona_of
 from domain.persona.listings import relist
@@ -119,9 +119,7 @@ def withdraw_capsule(case: Case, command: WithdrawCapsule) -> Capsule:
     return _end(case, capsule, withdrawn)
 
 
-def suspend(
-    case: Case, capsule: Capsule, reason: str, rentals: str, claim_id: str | None = None
-) -> Capsule:
+def suspend(case: Case, capsule: Capsule, reason: str, rentals: str, claim_id: str | None = None) -> Capsule:
     """Stop new rentals of a capsule.
 
     Errors: invalid_status_transition, persona_not_found.
@@ -158,7 +156,11 @@ def _end(case: Case, capsule: Capsule, event: Capsule.Withdrawn | Capsule.Revoke
     review = close_review(case, capsule.address, capsule.status)
     # A capsule from elsewhere may be here without a persona, or beside another tenant's of the same name.
     persona = case.find(Persona, capsule.persona_id)
-    if persona is None or persona.version_of(capsule.persona_version) is None or persona.tenant != capsule.tenant:
+    if (
+        persona is None
+        or persona.version_of(capsule.persona_version) is None
+        or persona.tenant != capsule.tenant
+    ):
         return capsule
     if review is not None:
         note_review(case, persona, capsule.persona_version, review.status)

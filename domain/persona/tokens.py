@@ -47,8 +47,12 @@ class TokenCounter:
 
     def add_memory(self, text: str) -> None:
         """Count a memory item."""
-        self._memory_tokens += token_count(text)
-        self._item_count += 1
+        self.add_memories(token_count(text), 1)
+
+    def add_memories(self, tokens: int, item_count: int) -> None:
+        """Count memory items whose tokens were added up already."""
+        self._memory_tokens += tokens
+        self._item_count += item_count
 
     def estimate(self) -> TokenEstimate:
         """Give what was counted so far; without items, an item costs nothing."""

@@ -35,7 +35,8 @@ from domain.persona.artifacts import Artifact, artifact_id, get_artifact
 from domain.persona.attempts import Problem, need, problem_of, told
 from domain.persona.capsules import Capsule, check_not_ended, may_read
 from domain.persona.facts import asker, capsule_facts, constitution_in_force, training_facts
-from domain.persona.manifest import PersonaManifest, capsule_id, invalid, read_manifest
+from domain.persona.manifest import PersonaManifest, capsule_id, read_manifest
+from domain.persona.manifest_faults import invalid
 from domain.persona.personas import AUTHORS, Persona, check_version_free, note_version, own_persona
 from domain.trust.constitutions import check_constitution
 from domain.trust.judgements import Judgement, Judgements, check_allowed, judged
@@ -153,7 +154,7 @@ class CapsuleDownload(Aggregate):
     class Granted(Event, frozen=True):
         """The archive of a capsule is sent to somebody."""
 
-        TOPIC = "capsule.downloaded"
+        TOPIC = "download.granted"
 
         capsule: str
         persona_id: str
@@ -169,7 +170,7 @@ class CapsuleDownload(Aggregate):
     class Refused(Event, frozen=True):
         """The archive of a capsule is not sent to somebody."""
 
-        TOPIC = "capsule.download_refused"
+        TOPIC = "download.refused"
 
         capsule: str
         code: str

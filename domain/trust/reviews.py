@@ -52,6 +52,7 @@ class Review(Aggregate):
     capsule: str = ""
     submitted_by: str = ""
     owners: list[str] = msgspec.field(default_factory=list)
+    policy: str = ""
     required: int = 1
     due_at: str = ""
     opened_at: str = ""
@@ -68,6 +69,7 @@ class Review(Aggregate):
         capsule: str
         submitted_by: str
         owners: list[str]
+        policy: str
         required: int
         due_at: str
 
@@ -236,6 +238,7 @@ def open_review(
         capsule=capsule_address(capsule),
         submitted_by=case.caller.subject,
         owners=sorted(set(owners)),
+        policy=policy.address,
         required=terms.approvals_required,
         due_at=moment_text(moment_of(case.now) + timedelta(seconds=terms.review_sla_s)),
     )

@@ -146,7 +146,10 @@ class _Tally:
         self, wanted: Wanted, document: PolicyDocument, out: Collection[str], barred: Collection[str]
     ) -> None:
         self._wanted = wanted
-        self._keys = {key.public_key: key for key in reversed(document.keys)}
+        # One entry for each key, whatever the document says: what counts keys must not count entries.
+        self.keys: dict[str, PinnedKey] = {}
+        for key in document.keys:
+            self.keys.setdefault(key.public_key, key)
         self._out = out
         self._barred = barred
         self.signed: dict[str, SignedBy] = {}
@@ -174,15 +177,15 @@ class _Tally:
 
     def _found(self, signature: Signature, message: bytes) -> PinnedKey | None:
         """Find the pinned key that signed; the key id only says which to try first."""
-        hinted = self._keys.get(signature.keyid)
-        for key in [hinted, *self._keys.values()] if hinted else self._keys.values():
+        hinted = self.keys.get(signature.keyid)
+        for key in [hinted, *self.keys.values()] if hinted else self.keys.values():
             public = parse_base64(key.public_key)
             if public is not None and is_signed(public, signature.sig, message):
                 return key
         return None
 
     def _stranger(self, signature: Signature) -> RefusedSignature:
-        hinted = self._keys.get(signature.keyid)
+        hinted = self.keys.get(signature.keyid)
         if hinted is not None:
             return RefusedSignature(hinted.public_key, hinted.name, "bad_signature")
         named = parse_base64(signature.keyid)
@@ -221,12 +224,12 @@ def verify(
         message = envelope.message()
         for signature in envelope.signatures:
             tally.count(envelope, signature, message, now)
+    signed = [tally.signed[public] for public in tally.keys if public in tally.signed]
     missing = [
         key.name
-        for key in document.keys
-        if key.public_key not in tally.signed and tally.hindrance(key, now) is None
+        for public, key in tally.keys.items()
+        if public not in tally.signed and tally.hindrance(key, now) is None
     ]
-    signed = [tally.signed[key.public_key] for key in document.keys if key.public_key in tally.signed]
     return Verification(
         document.threshold, signed, missing, tally.refused, len(signed) >= max(1, document.threshold)
     )

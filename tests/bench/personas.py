@@ -21,7 +21,9 @@ DOMAINS = (
     "finance tax law health nursing education tutoring travel hotels support sales marketing design code review "
     "operations logistics energy farming weather insurance housing games music translation history chemistry"
 ).split()
-MODELS = tuple((f"box-{size}", provider) for provider in ("north", "south", "east") for size in ("s", "m", "l"))
+MODELS = tuple(
+    (f"box-{size}", provider) for provider in ("north", "south", "east") for size in ("s", "m", "l")
+)
 SCOPES = ("read", "write", "admin")
 TOOLS = ("search", "mail", "calendar", "ledger", "files", "browser")
 
@@ -46,7 +48,8 @@ def states(count: int, seed: int = 4) -> Iterator[dict[str, Any]]:
 def _state(chance: random.Random, number: int, drawn: list[str]) -> dict[str, Any]:
     domains = sorted({chance.choice(DOMAINS[: chance.randint(2, len(DOMAINS))]) for _ in range(2)})
     is_listed = chance.random() < 0.9
-    moment = f"2026-{chance.randint(1, 12):02}-{chance.randint(1, 28):02}T{chance.randint(0, 23):02}:{number % 60:02}:00.000000Z"
+    day = f"2026-{chance.randint(1, 12):02}-{chance.randint(1, 28):02}"
+    moment = f"{day}T{chance.randint(0, 23):02}:{number % 60:02}:00.000000Z"
     return {
         "id": f"{drawn[0]}-{drawn[1]}-{number}",
         "tenant": f"tenant-{chance.randint(0, 999)}",
@@ -88,7 +91,10 @@ def _published(chance: random.Random, number: int, moment: str) -> dict[str, Any
         ],
         "item_count": chance.randint(0, 20_000),
         "embedding_model": chance.choice(["hashed-ngram-384", "hashed-ngram-64"]),
-        "compliance": {"badge": chance.choices(["verified", "warnings", "override"], (85, 14, 1))[0], "notes": []},
+        "compliance": {
+            "badge": chance.choices(["verified", "warnings", "override"], (85, 14, 1))[0],
+            "notes": [],
+        },
         "trust": chance.choices(["verified", "needs_signatures"], (97, 3))[0],
         "degraded": chance.choices([[], ["model_price_rise"]], (97, 3))[0],
         "token_estimate": {"prompt_tokens": 900, "memory_tokens_per_item": 80, "method": "words"},
@@ -97,9 +103,7 @@ def _published(chance: random.Random, number: int, moment: str) -> dict[str, Any
 
 def write_states(connection: psycopg.Connection[Any], found: Iterator[dict[str, Any]]) -> None:
     """Write states where the commit writes them; the trigger that keeps the catalogue runs as it does there."""
-    statement = (
-        "COPY records (kind, id, version, address, tenant, owner, status, state) FROM STDIN"
-    )
+    statement = "COPY records (kind, id, version, address, tenant, owner, status, state) FROM STDIN"
     with connection.transaction(), connection.cursor() as cursor, cursor.copy(statement) as copy:
         for state in found:
             copy.write_row(

@@ -1,7 +1,7 @@
-"""How sure a memory may be of its answers: confidence held against what was right, on cases that were not looked at.
+"""How sure a memory may be of its answers: confidence held against what was right, on cases not looked at.
 
-The confidence is the gap between the best text and the first that is left out. It becomes a probability by the shares of
-right answers at such gaps, made to rise with the gap, on all cases but those of the fold that is judged. Nothing a
+The confidence is the gap between the best text and the first that is left out. It becomes a probability by the shares
+of right answers at such gaps, made to rise with the gap, on all cases but those of the fold that is judged. Nothing a
 caller says enters it.
 """
 
@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
     gap_from: int
     right: int
-    count: int
+    case_count: int
 
 
 def cross_fitted(
@@ -66,7 +66,7 @@ def chance(blocks: Sequence[Block], gap: int) -> int:
     if not blocks:
         return MILLION // 2
     at = max(bisect_right([block.gap_from for block in blocks], gap) - 1, 0)
-    return (blocks[at].right + 1) * MILLION // (blocks[at].count + 2)
+    return (blocks[at].right + 1) * MILLION // (blocks[at].case_count + 2)
 
 
 def _bins(cases: Sequence[tuple[int, bool]], cases_min: int) -> list[Block]:
@@ -86,8 +86,8 @@ def _bins(cases: Sequence[tuple[int, bool]], cases_min: int) -> list[Block]:
 
 
 def _share_falls(before: Block, after: Block) -> bool:
-    return before.right * after.count >= after.right * before.count
+    return before.right * after.case_count >= after.right * before.case_count
 
 
 def _joined(before: Block, after: Block) -> Block:
-    return Block(before.gap_from, before.right + after.right, before.count + after.count)
+    return Block(before.gap_from, before.right + after.right, before.case_count + after.case_count)

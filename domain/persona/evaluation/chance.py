@@ -19,7 +19,9 @@ class Draws:
     """A stream of numbers for one purpose."""
 
     def __init__(self, seed: str, *purpose: str) -> None:
-        self._label = b"soma/evaluation-draws/v1\0" + "\0".join((seed, *purpose)).encode("utf-8", "surrogatepass")
+        self._label = b"soma/evaluation-draws/v1\0" + "\0".join((seed, *purpose)).encode(
+            "utf-8", "surrogatepass"
+        )
         self._block = b""
         self._used = 0
         self._number = 0

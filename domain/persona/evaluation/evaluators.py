@@ -17,14 +17,19 @@ from domain.persona.evaluation.requests import by_lot, digest_of
 from domain.persona.evaluation.statistics import MILLION, arithmetic, micros_of
 from domain.persona.evaluation.subject import Document, Memory, Subject
 from domain.persona.evaluation.suites import Neighbours
-from domain.persona.evaluation.vectors import VectorIndex
+from domain.persona.evaluation.vectors import Rows, VectorIndex
 from domain.persona.tokens import token_count
 
 RANK_MAX = 10
 _QUERIES_AT_ONCE = 32
 # What is neither shown nor wanted in a prompt: control characters, and marks that turn the direction of writing.
 _HIDDEN = frozenset(
-    {*map(chr, range(32)), *map(chr, range(127, 160)), *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+    {
+        *map(chr, range(32)),
+        *map(chr, range(127, 160)),
+        *map(chr, range(0x202A, 0x202F)),
+        *map(chr, range(0x2066, 0x206A)),
+    }
     - {"\n", "\t", "\r"}
 )
 
@@ -97,7 +102,7 @@ def neighbours(memory: Memory, index: VectorIndex, seed: str, how: Neighbours, d
     return Measured("neighbours", outcomes, columns(scores))
 
 
-def _moved(index: VectorIndex, row: int, name: str, seed: str, percent: int) -> np.ndarray[Any, Any]:
+def _moved(index: VectorIndex, row: int, name: str, seed: str, percent: int) -> Rows:
     """Add noise of a share of a vector's length to it, in whole numbers.
 
     Numbers drawn evenly from -a to a have the mean square a (a + 1) / 3.
@@ -105,7 +110,8 @@ def _moved(index: VectorIndex, row: int, name: str, seed: str, percent: int) -> 
     wanted = 3 * int(index.squares[row]) * percent * percent // (10_000 * index.dimension)
     reach = math.isqrt(wanted)
     drawn = Draws(seed, "neighbours", name).table(1, index.dimension)[0].astype(np.int64)
-    return index.row(row).astype(np.float64) + (drawn % (2 * reach + 1) - reach)
+    moved: Rows = index.row(row).astype(np.float64) + (drawn % (2 * reach + 1) - reach)
+    return moved
 
 
 # --------------------------------------------------------------------------- prompts and tools
@@ -175,7 +181,9 @@ def _tools_of(part: Document) -> dict[str, str | None]:
     try:
         read = read_json(part.data)
     except LedgerError as error:
-        raise EvaluationSuiteError(f"the tools of {part.name} cannot be read: {error}", part=part.name) from error
+        raise EvaluationSuiteError(
+            f"the tools of {part.name} cannot be read: {error}", part=part.name
+        ) from error
     listed = read.get("tools") if isinstance(read, dict) else read
     if not isinstance(listed, list):
         raise EvaluationSuiteError(f"{part.name} holds no list of tools", part=part.name)

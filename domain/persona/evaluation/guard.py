@@ -1,4 +1,4 @@
-"""The utility guard: is an answer worth what it costs?
+"""The utility guard asks whether an answer is worth what it costs.
 
     U  = lam ln p     - mu c     - nu l         what a request is worth
     U0 = lam ln p_min - mu c_max - nu l_max     the least that the constitution accepts
@@ -61,7 +61,9 @@ class Weights(msgspec.Struct, frozen=True):
                 return f"{name} is from {low} to {high}"
         if not 0 < self.p_min < 1:
             return "p_min is between 0 and 1"
-        return None if 0 <= self.c_max <= 10**6 and 0 <= self.l_max <= 10**6 else "c_max and l_max are 0 or more"
+        return (
+            None if 0 <= self.c_max <= 10**6 and 0 <= self.l_max <= 10**6 else "c_max and l_max are 0 or more"
+        )
 
     @property
     def bound(self) -> int:

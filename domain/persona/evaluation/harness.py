@@ -2,8 +2,8 @@
 
     memory -> requests -> what is recalled -> chances by other folds -> guard -> scores, intervals -> passed or why not
 
-Everything here is a function of its arguments. An evaluator that fails is a result, and what cannot be reckoned does not
-pass.
+Everything here is a function of its arguments. An evaluator that fails is a result, and what cannot be reckoned does
+not pass.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def evaluate(
 
 def _weights(constitution: Constitution | None) -> tuple[Weights | None, list[Measured]]:
     if constitution is None:
-        return None, [failed("guard", "there is no constitution, and without its weights nothing is accepted")]
+        return None, [
+            failed("guard", "there is no constitution, and without its weights nothing is accepted")
+        ]
     try:
         return Weights.of(constitution.utility), []
     except LedgerError as refusal:
@@ -185,7 +187,8 @@ def _below(metrics: Mapping[str, Interval], suite: Suite) -> list[str]:
     return [
         f"{threshold.metric} is {metrics[threshold.metric].mean}, and {threshold.at_least} is asked for"
         for threshold in suite.thresholds
-        if threshold.metric in metrics and Decimal(metrics[threshold.metric].mean) < Decimal(threshold.at_least)
+        if threshold.metric in metrics
+        and Decimal(metrics[threshold.metric].mean) < Decimal(threshold.at_least)
     ]
 
 
@@ -194,10 +197,12 @@ def _not_worth_it(utility: UtilitySum, suite: Suite) -> list[str]:
     if utility.pass_rate is None or utility.margin is None:
         return ["the utility of no request could be reckoned"]
     why = []
-    if Decimal(utility.pass_rate.value) < Decimal(guard.pass_rate_min):
-        why.append(f"the guard accepts {utility.pass_rate.value}, and {guard.pass_rate_min} is asked for")
+    if Decimal(utility.pass_rate.value) < Decimal(guard.accepted_min):
+        why.append(f"the guard accepts {utility.pass_rate.value}, and {guard.accepted_min} is asked for")
     if Decimal(utility.margin.ci95[0]) < Decimal(guard.margin_min):
-        why.append(f"the margin may be as low as {utility.margin.ci95[0]}, and {guard.margin_min} is asked for")
+        why.append(
+            f"the margin may be as low as {utility.margin.ci95[0]}, and {guard.margin_min} is asked for"
+        )
     return why
 
 

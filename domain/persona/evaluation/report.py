@@ -133,7 +133,16 @@ def read_report(data: bytes) -> Report:
 def summary_of(compared: Compared) -> dict[str, Any]:
     """Give what an event says of an evaluation: everything but the cases."""
     plain = compared.document()
-    kept = ("suite", "subject", "constitution", "metrics", "utility", "reward_gated_count", "failure_count", "passed")
+    kept = (
+        "suite",
+        "subject",
+        "constitution",
+        "metrics",
+        "utility",
+        "reward_gated_count",
+        "failure_count",
+        "passed",
+    )
     return {
         "compared": compared.address,
         **{name: plain[name] for name in kept},

@@ -120,7 +120,11 @@ def read_cases(part: Document) -> list[DeclaredCase]:
     try:
         read = msgspec.convert(read_json(part.data), DeclaredCases)
     except (msgspec.ValidationError, LedgerError) as error:
-        raise EvaluationSuiteError(f"the cases of {part.name} cannot be read: {error}", part=part.name) from error
+        raise EvaluationSuiteError(
+            f"the cases of {part.name} cannot be read: {error}", part=part.name
+        ) from error
     if read.schema != CASES_SCHEMA:
-        raise EvaluationSuiteError(f"cases are of the schema {CASES_SCHEMA}", part=part.name, got=read.schema[:100])
+        raise EvaluationSuiteError(
+            f"cases are of the schema {CASES_SCHEMA}", part=part.name, got=read.schema[:100]
+        )
     return read.cases

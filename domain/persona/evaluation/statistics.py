@@ -1,7 +1,7 @@
-"""Means, rates and how sure they are, in whole numbers and correctly rounded decimals: the same digits on every machine.
+"""Means, rates and how sure they are, in whole numbers and correctly rounded decimals: the same on every machine.
 
-A score is a whole number of millionths, so that sums are exact in any order. Where a root or a logarithm is needed it is
-taken by the decimal module, whose results are correctly rounded by its standard and do not depend on a processor.
+A score is a whole number of millionths, so that sums are exact in any order. Where a root or a logarithm is needed it
+is taken by the decimal module, whose results are correctly rounded by its standard and do not depend on a processor.
 """
 
 from __future__ import annotations

@@ -51,6 +51,14 @@ class Subject(NamedTuple):
     scopes: dict[str, str]
 
 
+def stacked(blocks: Sequence[npt.NDArray[np.float32]], dimension: int) -> npt.NDArray[np.float32]:
+    """Put blocks of vectors under each other.
+
+    Shapes: blocks of (n_i, dimension). Returns (sum of n_i, dimension).
+    """
+    return np.concatenate([np.zeros((0, dimension), dtype=np.float32), *blocks])
+
+
 def subject_address(manifest: PersonaManifest) -> str:
     """Give the address of what a manifest's evaluation is about."""
     memory = manifest.memory

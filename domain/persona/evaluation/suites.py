@@ -70,7 +70,7 @@ class Guard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tokens_per_s: int
     components_per_s: int
-    pass_rate_min: str
+    accepted_min: str
     margin_min: str
 
 
@@ -119,7 +119,7 @@ BASELINE = Suite(
     declared=Declared(cases_max=500),
     prompts=Prompts(tokens_max=32_000),
     guard=Guard(
-        tokens_per_s=2_000, components_per_s=100_000_000, pass_rate_min="0.800000", margin_min="0.000000"
+        tokens_per_s=2_000, components_per_s=100_000_000, accepted_min="0.800000", margin_min="0.000000"
     ),
     thresholds=[
         Threshold("memory.has_text", "1.000000"),

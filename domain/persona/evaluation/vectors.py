@@ -1,8 +1,8 @@
 """Search by vectors, exactly: components become whole numbers, and their products are then exact in any order.
 
 A matrix product of a library adds in an order of its own, which depends on the processor and the number of threads, and
-rounds at each step. Whole numbers below 2**53 are never rounded, so the fast product gives the one exact result. What is
-left are one root and one division per score, which IEEE 754 fixes.
+rounds at each step. Whole numbers below 2**53 are never rounded, so the fast product gives the one exact result. What
+is left are one root and one division per score, which IEEE 754 fixes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class VectorIndex:
         return np.clip(np.rint(np.ldexp(wide, scale)), -_QUERY_MAX, _QUERY_MAX)
 
     def scores(self, queries: Rows) -> Rows:
-        """Score every vector against queries of whole numbers; more is nearer, and a vector of zeros is nearest to none.
+        """Score every vector against queries of whole numbers: more is nearer, and a vector of zeros is near to none.
 
         Shapes: queries (m, dimension). Returns (m, count).
         Units:  components of queries below 2**15 in size.

@@ -12,19 +12,24 @@ import pytest
 from domain.billing import accounts, usage
 from domain.billing.reconciliation import CompleteReconciliation, complete_reconciliation
 from domain.feeds import webhooks
-from domain.ledger import Caller, UseCase
+from domain.ledger import Caller, Case, UseCase
 from domain.market import contracts, disputes, intents, offers, rounds
-from domain.trust import training
+from domain.persona import reviewing
+from domain.trust import constitutions, reviews, signatures, signers, training
+from domain.trust.signatures import OpenSigning
+from domain.trust.verification import Wanted
 from domain.values import moment_text
 from ops.dead_letters import DeadLetters, Letter
 from ops.tokens import ROLES
 from tests.real.api.world import UNSEEN, Speaker, World, intent_body, money, offer_body
+from tests.unit.trust.trust_maker import a_capsule, constitution_terms, envelope, pin, policy_terms, sent
 
+ADDRESS = a_capsule(0)
 OWNER, SELLER, STRANGER = "alpha-lab", "beta-clinic", "omega-corp"
 STRANGER_ROLES = sorted(ROLES - {"operator", "auditor", "billing", "reviewer"})
 
 # Records anybody with a token may see: what is offered is on show.
-ON_SHOW = ("/v1/offers", "/v1/offers/{offer_id}")
+ON_SHOW = ("/v1/offers", "/v1/offers/{offer_id}", "/v1/signer-policies/{name}")
 
 
 class Route(NamedTuple):
@@ -83,6 +88,8 @@ def things(world: World) -> Things:
         "letter_id": letter_id,
         "webhook_id": hook["id"],
         "reconciliation_id": reconciled(world),
+        "name": "publication",
+        "capsule": to_be_signed(world),
     }
     words = (
         OWNER,
@@ -96,6 +103,21 @@ def things(world: World) -> Things:
         dispute["id"],
     )
     return Things(owner, seller, names, words)
+
+
+def to_be_signed(world: World) -> str:
+    """Pin signers and ask that a capsule of the owner's be reviewed and signed; give its address."""
+    world.operator.made("/v1/signer-policies", {"document": policy_terms()})
+    capsule = a_capsule()
+
+    def submit(case: Case, _: Any) -> Any:
+        in_force = signers.policy_in_force(case)
+        reviews.open_review(case, capsule, in_force, ["alpha-words"], OWNER)
+        return signatures.open_signing(case, capsule, in_force, ADDRESS, ["alpha-words"], OWNER)
+
+    who = Caller("olivia", OWNER, frozenset({"owner"}))
+    world.service.run(world.service.runtime.ledger.act(submit, OpenSigning(capsule=capsule), who))
+    return capsule
 
 
 def reconciled(world: World) -> str:
@@ -152,6 +174,14 @@ def body_for(route: Route, things: Things) -> Any:
         "/v1/usage": {"readings": [reading(tenant=OWNER)]},
         "/v1/dead_letters/{letter_id}/requeue": {"reading": reading(tenant=OWNER)},
         "/v1/dead_letters/{letter_id}/discard": {"reason": "mine"},
+        "/v1/signer-policies": {"document": policy_terms()},
+        "/v1/signer-policies/{name}/recovery": {"document": policy_terms(), "reason": "mine"},
+        "/v1/signer-policies/{name}/revocations": {"public_key": pin("ada")["public_key"], "reason": "mine"},
+        "/v1/constitution": {"document": constitution_terms()},
+        "/v1/reviews/{capsule}/decisions": {"decision": "approve"},
+        "/v1/signings/{capsule}/signatures": {
+            "envelope": sent(envelope(Wanted("publication", ADDRESS, ADDRESS, ADDRESS), "ada"))
+        },
         "/v1/webhooks": {"url": "https://127.0.0.1/mine"},
         "/v1/webhooks/{webhook_id}": {"description": "mine now"},
         "/v1/webhooks/{webhook_id}/pause": {"reason": "mine"},
@@ -192,6 +222,8 @@ def everything(world: World) -> dict[str, Any]:
     kept["usage"] = world.operator.read(f"/v1/usage?tenant={OWNER}")["items"]
     hooks = world.operator.read("/v1/webhooks", params={"limit": 500})["items"]
     kept["webhooks"] = [one for one in hooks if one["tenant"] != STRANGER]
+    for kind in ("signer-policies", "reviews", "signings"):
+        kept[kind] = world.operator.read(f"/v1/{kind}", params={"limit": 500})["items"]
     kept["letters"] = world.operator.read("/v1/dead_letters?state=all")["items"]
     return kept | {"accounts": {name: a for name, a in accounts.items() if name not in mine}, "lock": lock}
 
@@ -308,6 +340,13 @@ MAKES: dict[tuple[str, str], UseCase] = {
     ("POST", "/v1/rounds"): rounds.start_round,
     ("POST", "/v1/training/enable"): training.enable_training,
     ("POST", "/v1/training/disable"): training.disable_training,
+    ("POST", "/v1/signer-policies"): signers.adopt_policy,
+    ("POST", "/v1/signer-policies/{name}/recovery"): signers.recover_policy,
+    ("POST", "/v1/signer-policies/{name}/revocations"): signers.revoke_key,
+    ("POST", "/v1/constitution"): constitutions.adopt_constitution,
+    ("POST", "/v1/reviews/{capsule}/decisions"): reviewing.decide,
+    ("POST", "/v1/signings/{capsule}/signatures"): reviewing.sign,
+    ("POST", "/v1/signings/{capsule}/reopen"): signatures.reopen_signing,
     ("POST", "/v1/webhooks"): webhooks.register_webhook,
     ("PATCH", "/v1/webhooks/{webhook_id}"): webhooks.change_webhook,
     ("DELETE", "/v1/webhooks/{webhook_id}"): webhooks.delete_webhook,

@@ -89,6 +89,8 @@ def sample(type_: Any, name: str) -> Any:
             return 20
         case msgspec.inspect.BoolType():
             return True
+        case msgspec.inspect.BytesType():
+            return "aGVsbG8="
         case msgspec.inspect.StrType():
             return sample_text(name)
     raise TypeError(f"no sample for {name}: {info}")
@@ -142,6 +144,7 @@ def golden_record(topic: str, cls: type[Event]) -> bytes:
 
 def _begins(topic: str) -> bool:
     begun = {
+        "adopted",
         "listed",
         "opened",
         "created",

@@ -5,7 +5,9 @@ Nothing here signs what the house would not let be signed: use `envelope` for wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import wraps
 from hashlib import sha256
 from itertools import count
 from typing import Any
@@ -16,7 +18,12 @@ from domain.canonical import seal_of
 from domain.errors import LedgerError
 from domain.ledger import Caller, Case, Ledger, UseCase
 from domain.trust import constitutions, reviews, signatures, signers
-from domain.trust.constitutions import AdoptConstitution, ConstitutionDocument, ConstitutionTerms, constitution_wanted
+from domain.trust.constitutions import (
+    AdoptConstitution,
+    ConstitutionDocument,
+    ConstitutionTerms,
+    constitution_wanted,
+)
 from domain.trust.dsse import DsseEnvelope, Envelope
 from domain.trust.keys import PrivateKey, key_text
 from domain.trust.pinned import PolicyDocument, PolicyTerms
@@ -38,18 +45,28 @@ SERVICE = Caller("sweeper", "platform", frozenset(["service"]))
 COURIER = Caller("sid", "platform", frozenset(["signer"]))
 
 
+def story(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Let a test be told as a coroutine."""
+
+    @wraps(test)
+    def told(*given: Any, **more: Any) -> None:
+        asyncio.run(test(*given, **more))
+
+    return told
+
+
 def key_of(name: str) -> PrivateKey:
     """Give the key of a name."""
     return PrivateKey.of_seed(sha256(f"a test key of {name}".encode()).digest())
 
 
-def pin(name: str, **terms: Any) -> dict[str, Any]:
+def pin(whose: str, **terms: Any) -> dict[str, Any]:
     """Pin somebody's key."""
     return {
-        "name": name,
-        "subject": f"{name}@platform",
+        "name": whose,
+        "subject": f"{whose}@platform",
         "role": "signer",
-        "public_key": key_text(key_of(name).public_key),
+        "public_key": key_text(key_of(whose).public_key),
         "valid_from": VALID_FROM,
         "valid_until": VALID_UNTIL,
     } | terms
@@ -164,7 +181,9 @@ class Trust:
             current = self.store.states[f"signer_policy/{terms.name}"].state
             wanted = policy_wanted(msgspec.json.decode(current, type=SignerPolicy), terms.document())
             envelopes = [brought(envelope(wanted, name)) for name in names]
-        heard = await self.heard(signers.adopt_policy, AdoptPolicy(document=terms, envelopes=envelopes), OPERATOR)
+        heard = await self.heard(
+            signers.adopt_policy, AdoptPolicy(document=terms, envelopes=envelopes), OPERATOR
+        )
         return terms.document().address if heard == "ok" else heard
 
     async def constitute(self, version: int = 1, names: Sequence[str] = SIGNERS[:2], **terms: Any) -> str:
