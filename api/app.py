@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import openapi, problems
 from api.routes import (
     artifacts,
+    attestations,
     capsules,
     catalog,
     claims,
@@ -57,6 +58,7 @@ ROUTERS = (
     market.router, money.router, usage.router, training.router, trust.router, log_routes.router, feeds.router,
     webhooks.router, dead_letters.router, reconciliations.router, policies.router, system.router, artifacts.router,
     transfers.router, catalog.router, evaluations.router, personas.router, capsules.router, claims.router,
+    attestations.router,
 )  # fmt: skip
 
 
@@ -85,12 +87,14 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
             await app.state.inspections.resume()
             app.state.inspections.look()
             app.state.sweeper.start()
+            app.state.catalogue.start()
             app.state.trust_watch.start()
             try:
                 yield
             finally:
                 await sql.sql_app(app.state).close()
                 await app.state.reconciliations.close()
+                await app.state.catalogue.close()
                 await app.state.sweeper.close()
                 await app.state.trust_watch.close()
                 await app.state.inspections.close()

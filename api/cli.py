@@ -18,6 +18,7 @@ from api.cli_dead_letters import dead_letters_app
 from api.cli_follow import follow, rebuild
 from api.cli_log import audit_app, ledger_app
 from api.cli_marketplace import marketplace_app
+from api.cli_persona import persona_app
 from api.cli_trust import keys_app, sign, trust_app
 from api.cli_vault import vault_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
@@ -43,6 +44,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(vault_app, name="vault")
 app.add_typer(trust_app, name="trust")
 app.command()(sign)
+app.add_typer(persona_app, name="persona")
 app.add_typer(marketplace_app, name="marketplace")
 app.command()(follow)
 app.command()(rebuild)

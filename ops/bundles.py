@@ -30,13 +30,14 @@ from domain.persona.bundles import (
     ROWS_PER_GROUP_MAX,
     TEXT_CHARS_MAX,
     BundleFacts,
+    Expected,
     RowGroup,
     Rows,
+    Wanted,
     check_columns,
     check_groups,
     refused,
 )
-from domain.persona.manifest import MemoryRef
 from ops.engine.confinement import confine
 
 Source = bytes | memoryview | Path | IO[bytes]
@@ -114,7 +115,7 @@ def write_bundle(table: Any) -> bytes:
 # --------------------------------------------------------------------------- reading
 
 
-def check_bundle(source: Source, memory: MemoryRef) -> BundleFacts:
+def check_bundle(source: Source, memory: Expected) -> BundleFacts:
     """Read a bundle through, and refuse it if it is not what the manifest says.
 
     Cost:   10,000 memories of 384 numbers in .2 s; the memory of one row group.
@@ -128,7 +129,7 @@ def check_bundle(source: Source, memory: MemoryRef) -> BundleFacts:
     return BundleFacts(rows.count, memory.dimension, rows.text_chars, rows.text_tokens, columns)
 
 
-def bundle_texts(source: Source, memory: MemoryRef) -> Iterator[str]:
+def bundle_texts(source: Source, memory: Expected) -> Iterator[str]:
     """Read the texts of a bundle in their order.
 
     Errors: memory_bundle_invalid.
@@ -137,7 +138,7 @@ def bundle_texts(source: Source, memory: MemoryRef) -> Iterator[str]:
         yield from batch.texts
 
 
-def read_bundle(source: Source, memory: MemoryRef) -> Iterator[Batch]:
+def read_bundle(source: Source, memory: Expected) -> Iterator[Batch]:
     """Read the rows of a bundle in their order; whether ids are distinct is for `check_bundle` to say.
 
     Errors: memory_bundle_invalid.
@@ -224,7 +225,7 @@ def _groups(metadata: Any) -> Iterator[RowGroup]:
         )
 
 
-def _read(batch: Any, memory: MemoryRef) -> Batch:
+def _read(batch: Any, memory: Expected) -> Batch:
     columns = {name: _plain(name, batch.column(name)) for name in batch.schema.names if name != "embedding"}
     return Batch(
         ids=columns.pop("id"),
@@ -244,7 +245,7 @@ def _plain(name: str, values: Any) -> list[Any]:
     return list(values.to_pylist())
 
 
-def _numbers(values: Any, memory: MemoryRef) -> Any:
+def _numbers(values: Any, memory: Expected) -> Any:
     values.validate(full=True)
     lengths = {"min": memory.dimension, "max": memory.dimension}
     if len(values):
@@ -277,7 +278,7 @@ def _has_zeros(flat: Any, dimension: int) -> bool:
 # --------------------------------------------------------------------------- a process of its own
 
 
-def inspect_bundle(pieces: Iterable[bytes], memory: MemoryRef) -> BundleFacts:
+def inspect_bundle(pieces: Iterable[bytes], memory: Expected) -> BundleFacts:
     """Have a bundle read through by a confined process, and give what it found; for a thread, not for the event loop.
 
     The bytes go there through a pipe: nothing of them is written to a disk. Once this has answered, the same bytes can
@@ -305,10 +306,11 @@ def inspect_bundle(pieces: Iterable[bytes], memory: MemoryRef) -> BundleFacts:
     )
 
 
-def _started(memory: MemoryRef) -> subprocess.Popen[bytes]:
+def _started(memory: Expected) -> subprocess.Popen[bytes]:
+    wanted = Wanted(memory.item_count, memory.dimension, memory.metric)
     pipe, root = subprocess.PIPE, Path(__file__).resolve().parents[1]
     return subprocess.Popen(
-        [sys.executable, "-m", "ops.bundles", memory.model_dump_json()],
+        [sys.executable, "-m", "ops.bundles", msgspec.json.encode(wanted).decode()],
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
@@ -335,7 +337,7 @@ def main(memory: str) -> int:
     while data.tell() <= BUNDLE_BYTES_MAX and (piece := sys.stdin.buffer.read(PIECE_BYTES)):
         data.write(piece)
     try:
-        facts = check_bundle(data.getbuffer(), MemoryRef.model_validate_json(memory))
+        facts = check_bundle(data.getbuffer(), msgspec.json.decode(memory, type=Wanted))
     except LedgerError as refusal:
         sys.stdout.buffer.write(msgspec.json.encode(refusal.problem()))
         return REFUSED_STATUS

@@ -18,19 +18,23 @@ import msgspec
 import psycopg
 from psycopg_pool import AsyncConnectionPool
 
-from domain.errors import InvalidCursorError
-from ops.catalogue_facets import Bits, FacetBits, Keys, array_of, count, keys_of
+from domain.errors import InvalidCursorError, UnavailableError
+from ops import telemetry
+from ops.catalogue_facets import Bits, FacetBits, array_of, count, keys_of
 from ops.postgres import reading
 
+log = telemetry.logger(__name__)
+
 VALUES_MAX = 50
-# Searches for words that many personas say are kept as bits, 12.5 KB each with 100,000 personas; others are asked
-# again.
-TEXTS_MAX = 128
+# Words that many personas say are kept as bits, 12.5 KB each with 100,000 personas; others are looked up again.
+TEXTS_MAX = 256
 TEXT_KEYS_MIN = 5_000
+# What searches come to in lexemes, such as "ledgers tax" to `'ledger'` and `'tax'`.
+QUERIES_MAX = 10_000
 # Who lags further behind than this reads everything again.
 CHANGES_MAX = 5_000
 
-_QUERY = "websearch_to_tsquery('public.catalogue_words', %s)"
+_QUERY = "%s::tsquery"
 # What decides who sees a persona is kept like its facets.
 _LOAD = (
     "SELECT word, string_agg(int8send(key), ''::bytea) FROM catalogue, unnest(facets"
@@ -43,9 +47,19 @@ _CHANGED = (
     " FROM catalogue_changes g JOIN catalogue c USING (persona_id) WHERE g.change > %s ORDER BY g.change LIMIT %s"
 )
 _SAYING = (
-    "SELECT t.words, string_agg(int8send(c.key), ''::bytea) FROM unnest(%s::text[]) AS t(words)"
-    " JOIN catalogue c ON c.words @@ websearch_to_tsquery('public.catalogue_words', t.words)"
-    " WHERE c.key = ANY(%s) GROUP BY t.words"
+    "SELECT t.query, string_agg(int8send(c.key), ''::bytea) FROM unnest(%s::text[]) AS t(query)"
+    " JOIN catalogue c ON c.words @@ t.query::tsquery WHERE c.key = ANY(%s) GROUP BY t.query"
+)
+_LEXED = (
+    "SELECT websearch_to_tsquery('public.catalogue_words', part)::text"
+    " FROM unnest(%s::text[]) WITH ORDINALITY AS t(part, n) ORDER BY n"
+)
+# The words most personas say, by what ANALYZE last found.
+_COMMON = (
+    "SELECT quote_literal(word) FROM pg_class c, pg_stats s,"
+    " unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs::real[]) AS w(word, share)"
+    " WHERE c.oid = 'public.catalogue'::regclass AND s.schemaname = 'public' AND s.tablename = 'catalogue'"
+    " AND s.attname = 'words' AND word IS NOT NULL AND share * c.reltuples >= %s ORDER BY share DESC LIMIT %s"
 )
 _ORDERS = {"newest": ("listed_at", "DESC", "<"), "name": ("name", "ASC", ">")}
 
@@ -138,19 +152,46 @@ class Catalogue:
         self._bits = FacetBits()
         self._change: int | None = None
         self._texts: OrderedDict[str, Bits] = OrderedDict()
+        self._queries: OrderedDict[str, list[str]] = OrderedDict()
+        self._warming: asyncio.Task[None] | None = None
         # Only one at a time brings the memory up to date; whoever counts does so without giving way in between.
         self._refreshing = asyncio.Lock()
+
+    def start(self) -> None:
+        """Read what is common in the background, so that the first searches need not wait for it."""
+        self._warming = asyncio.create_task(self._warm())
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+
+    async def _warm(self) -> None:
+        try:
+            async with reading(self._pool) as cursor:
+                async with self._refreshing:
+                    await self._refresh(cursor)
+                await cursor.execute(_COMMON, (TEXT_KEYS_MIN, TEXTS_MAX // 2))
+                for (query,) in await cursor.fetchall():
+                    await self._say(cursor, [query])
+        except UnavailableError:
+            # Searches read for themselves what they need, and say so if they cannot.
+            log.info("catalogue_not_warm")
 
     async def search(self, wanted: Wanted) -> Found:
         """Find a page of personas.
 
-        Cost:   a few index look-ups for the page; the first search for words that most personas have, some 60 ms.
+        Cost:   a few index look-ups for the page; the first search for a word that most personas say, some 60 ms.
         Errors: invalid_cursor, unavailable.
         """
         place = _place(wanted)
         async with reading(self._pool) as cursor:
+            queries = None if wanted.text is None else await self._lexed(cursor, wanted.text)
+            if queries is not None:
+                wanted = wanted._replace(text=_both(queries))
             rows = await self._page(cursor, wanted, place)
-            total, facets = await self._counted(cursor, wanted) if wanted.counted else (None, None)
+            total, facets = await self._counted(cursor, wanted, queries) if wanted.counted else (None, None)
         states = [msgspec.json.decode(row[3]) for row in rows[: wanted.limit]]
         return Found(states, _next(wanted, rows), total, facets)
 
@@ -202,18 +243,15 @@ class Catalogue:
     # ------------------------------------------------------------------ counts
 
     async def _counted(
-        self, cursor: psycopg.AsyncCursor[Any], wanted: Wanted
+        self, cursor: psycopg.AsyncCursor[Any], wanted: Wanted, queries: Sequence[str] | None
     ) -> tuple[int, dict[str, list[tuple[str, int]]]]:
         async with self._refreshing:
             await self._refresh(cursor)
-        keys = None
-        if wanted.text is not None and wanted.text not in self._texts:
-            await cursor.execute(f"SELECT catalogue_keys({_QUERY})", (wanted.text,), prepare=False)
-            keys = keys_of((await cursor.fetchall())[0][0])
+        said = None if queries is None else await self._said(cursor, queries)
         # From here to the end nothing awaits: the bits are those of one moment.
         among = self._seen(wanted.scope)
-        if wanted.text is not None:
-            among &= self._saying(wanted.text, keys)
+        if said is not None:
+            among &= self._wide(said)
         chosen = {
             name: self._bits.any_of(f"{name}:{v}" for v in values) for name, values in wanted.facets.items()
         }
@@ -233,14 +271,42 @@ class Catalogue:
         words = ["shown:public", f"tenant:{scope.tenant}", *(["shown:submitted"] if scope.submitted else [])]
         return self._bits.any_of(words)
 
-    def _saying(self, text: str, keys: Keys | None) -> Bits:
-        """Give the set of those who say the words, of keys just read or as it was kept."""
-        if keys is None:
-            self._texts.move_to_end(text)
-            return self._wide(self._texts[text])
+    async def _said(self, cursor: psycopg.AsyncCursor[Any], queries: Sequence[str]) -> Bits:
+        """Give the set of those who say what is searched for; frequent words come from memory, others are looked up."""
+        if not queries:
+            return self._bits.nobody()
+        # Held on to, since what is kept may make room for others while the rest is looked up.
+        kept = {query: self._texts[query] for query in queries if query in self._texts}
+        rare = [query for query in queries if query not in kept]
+        found = await self._say(cursor, rare) if rare else self._bits.everybody()
+        for query, bits in kept.items():
+            if query in self._texts:
+                self._texts.move_to_end(query)
+            found = self._wide(found) & self._wide(bits)
+        return found
+
+    async def _lexed(self, cursor: psycopg.AsyncCursor[Any], text: str) -> list[str]:
+        """Give the queries that must all hold: one a word, or a single one where words depend on each other."""
+        known = self._queries.get(text)
+        if known is not None:
+            return known
+        words = text.split()
+        is_plain = '"' not in text and not any(w.startswith("-") or w.lower() == "or" for w in words)
+        await cursor.execute(_LEXED, (words if is_plain else [text],))
+        found = self._queries[text] = [query for (query,) in await cursor.fetchall() if query]
+        while len(self._queries) > QUERIES_MAX:
+            self._queries.popitem(last=False)
+        return found
+
+    async def _say(self, cursor: psycopg.AsyncCursor[Any], queries: Sequence[str]) -> Bits:
+        """Look up those for whom all of some queries hold; a single one that holds for many is kept."""
+        change = self._change
+        await cursor.execute("SELECT catalogue_keys(%s::tsquery)", (_both(queries),), prepare=False)
+        keys = keys_of((await cursor.fetchall())[0][0])
         bits = self._bits.those(keys)
-        if len(keys) >= TEXT_KEYS_MIN:
-            self._texts[text] = bits
+        # What changed meanwhile was taken up without this set in view, so it would never be told of it.
+        if len(queries) == 1 and len(keys) >= TEXT_KEYS_MIN and change == self._change:
+            self._texts[queries[0]] = bits
             while len(self._texts) > TEXTS_MAX:
                 self._texts.popitem(last=False)
         return bits
@@ -273,15 +339,20 @@ class Catalogue:
         if not rows:
             return
         keys = [row[1] for row in rows]
-        said: dict[str, Any] = {}
-        if self._texts:
-            await cursor.execute(_SAYING, (list(self._texts), keys))
+        asked = list(self._texts)
+        said: dict[str, bytes] = {}
+        if asked:
+            await cursor.execute(_SAYING, (asked, keys))
             said = dict(await cursor.fetchall())
         for _, key, words in rows:
             self._bits.put(key, words)
         changed = self._bits.those(array_of(keys))
-        for text, bits in self._texts.items():
-            self._texts[text] = (self._wide(bits) & ~changed) | self._bits.those(keys_of(said.get(text)))
+        for text in list(self._texts):
+            if text in asked:
+                others = self._wide(self._texts[text]) & ~changed
+                self._texts[text] = others | self._bits.those(keys_of(said.get(text)))
+            else:
+                del self._texts[text]
         self._change = rows[-1][0]
 
 
@@ -300,6 +371,11 @@ def _all_of(first: Bits, others: Iterable[Bits]) -> Bits:
     for bits in others:
         result &= bits
     return result
+
+
+def _both(queries: Iterable[str]) -> str:
+    """Write the query for which several hold; of none it is the one nobody answers to."""
+    return " & ".join(f"({query})" for query in queries)
 
 
 def _ranked(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

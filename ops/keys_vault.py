@@ -38,6 +38,32 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     keys: dict[str, str]
 
 
+class ObjectKey:
+    """The key of one object: it seals the object's frames, each under its number and whether it is the last."""
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self.secret = os.urandom(KEY_BYTES) if secret is None else secret
+        self._cipher = AESGCM(self.secret)
+
+    def seal(self, number: int, last: bool, frame: bytes) -> bytes:
+        """Encrypt a frame; a number is used once."""
+        return self._cipher.encrypt(_nonce(number, last), frame, None)
+
+    def open(self, number: int, last: bool, sealed: bytes | memoryview) -> bytes:
+        """Decrypt a frame that was sealed in this place.
+
+        Errors: log_damaged.
+        """
+        try:
+            return self._cipher.decrypt(_nonce(number, last), sealed, None)
+        except InvalidTag as error:
+            raise LogDamagedError("a stored object is not what was written", frame=number) from error
+
+
+def _nonce(number: int, last: bool) -> bytes:
+    return number.to_bytes(NONCE_BYTES - 1, "big") + bytes([last])
+
+
 class VaultKeys:
     """The versions of the wrapping key. A file that another process has rotated is read again by itself."""
 

@@ -96,7 +96,9 @@ class RegoEngine:
         found = self._compiled.get(package)
         if found is None:
             fault = self._faults.get(package)
-            raise PolicyUnavailableError(str(fault) if fault else f"there is no policy {package}", package=package)
+            raise PolicyUnavailableError(
+                str(fault) if fault else f"there is no policy {package}", package=package
+            )
         return found
 
 

@@ -6,7 +6,7 @@ Its guesses by entropy and by keyword are left out: moderation has its own, whic
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
@@ -24,9 +24,11 @@ class SecretScanner:
     """Finds secrets of known formats in a text; callable, as a scan wants it."""
 
     def __init__(self) -> None:
-        classes = get_mapping_from_secret_type_to_class().values()
+        classes: Iterable[type] = get_mapping_from_secret_type_to_class().values()
         found = {kind.__name__: kind for kind in classes if issubclass(kind, RegexBasedDetector)}
-        self._detectors = [(_rule(name), kind()) for name, kind in sorted(found.items()) if name not in _LEFT_OUT]
+        self._detectors = [
+            (_rule(name), kind()) for name, kind in sorted(found.items()) if name not in _LEFT_OUT
+        ]
 
     @property
     def identity(self) -> str:

@@ -29,21 +29,18 @@ from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 import obstore
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.exceptions import BaseError as StoreError
 
 from domain.errors import (
     ArtifactMismatchError,
-    BodyTooLargeError,
     EncryptionKeyError,
     LogDamagedError,
     ObjectNotFoundError,
     UnavailableError,
 )
 from domain.log.records import ADDRESS_PREFIX, parse_address
-from ops.keys_vault import KEY_BYTES, TAG_BYTES, VaultKeys
+from ops.keys_vault import TAG_BYTES, ObjectKey, VaultKeys
 from ops.objects import open_store
 from ops.settings import Settings
 
@@ -296,37 +293,37 @@ class Vault:
             finally:
                 os.close(descriptor)
 
-    def _wrapped(self, name: str, envelope: Envelope, data_key: bytes | None) -> Envelope:
+    def _wrapped(self, name: str, envelope: Envelope, data_key: ObjectKey | None) -> Envelope:
         if data_key is None:
             return envelope
         assert self.keys is not None
-        key, wrapped = self.keys.wrap(data_key, envelope.bound(name))
+        key, wrapped = self.keys.wrap(data_key.secret, envelope.bound(name))
         return msgspec.structs.replace(envelope, key=key, wrapped=base64.b64encode(wrapped).decode())
 
-    def _data_key(self, name: str, envelope: Envelope) -> bytes | None:
+    def _data_key(self, name: str, envelope: Envelope) -> ObjectKey | None:
         if envelope.cipher == "none":
             return None
         if envelope.key is None or envelope.wrapped is None:
             raise LogDamagedError("an envelope of the vault holds no key", name=name)
         if self.keys is None:
             raise EncryptionKeyError(version=envelope.key, versions=[])
-        return self.keys.unwrap(envelope.key, base64.b64decode(envelope.wrapped), envelope.bound(name))
+        wrapped = base64.b64decode(envelope.wrapped)
+        return ObjectKey(self.keys.unwrap(envelope.key, wrapped, envelope.bound(name)))
 
     def _frames(self, name: str, envelope: Envelope, first: int) -> Iterator[bytes]:
         """Open a body; its frames are read from a number on. An empty body is one empty frame."""
         return self._read_frames(envelope, self._data_key(name, envelope), first)
 
-    def _read_frames(self, envelope: Envelope, data_key: bytes | None, first: int) -> Iterator[bytes]:
+    def _read_frames(self, envelope: Envelope, data_key: ObjectKey | None, first: int) -> Iterator[bytes]:
         frame_bytes = envelope.frame_bytes + (TAG_BYTES if data_key else 0)
         count = max(1, -(-envelope.size_bytes // envelope.frame_bytes))
         whole = envelope.size_bytes + (TAG_BYTES * count if data_key else 0)
-        cipher = AESGCM(data_key) if data_key else None
         for number in range(first, count, READ_FRAMES):
             start, end = number * frame_bytes, min(whole, (number + READ_FRAMES) * frame_bytes)
             block = memoryview(self._range(_body(envelope), start, end))
             for at in range(max(1, -(-len(block) // frame_bytes))):
-                sealed = block[at * frame_bytes : (at + 1) * frame_bytes]
-                yield _opened(cipher, number + at, number + at == count - 1, sealed)
+                frame, last = block[at * frame_bytes : (at + 1) * frame_bytes], number + at == count - 1
+                yield data_key.open(number + at, last, frame) if data_key else bytes(frame)
 
     def _range(self, path: str, start: int, end: int) -> bytes:
         if start == end:
@@ -360,8 +357,7 @@ class Writing:
         self._expected = expected
         self._id = os.urandom(16).hex()
         self._path = f"{ROOM}/bodies/{self._id}"
-        self._data_key = os.urandom(KEY_BYTES) if vault._encrypting else None
-        self._cipher = AESGCM(self._data_key) if self._data_key else None
+        self._key = ObjectKey() if vault._encrypting else None
         self._hash = sha3_512()
         self._waiting = bytearray()
         self._frame = 0
@@ -406,9 +402,9 @@ class Writing:
         self._open = False
         self._vault._settle(self._path)
         # State 1: the body is there in full, and nothing names it.
-        cipher: Literal["aes-256-gcm", "none"] = "aes-256-gcm" if self._cipher else "none"
+        cipher: Literal["aes-256-gcm", "none"] = "aes-256-gcm" if self._key else "none"
         plain = Envelope("soma/vault-envelope/1", self._id, self._size, FRAME_BYTES, cipher)
-        envelope = self._vault._wrapped(name, plain, self._data_key)
+        envelope = self._vault._wrapped(name, plain, self._key)
         try:
             self._vault._put_envelope(name, envelope, "create")
         except FileExistsError:
@@ -427,9 +423,8 @@ class Writing:
                 self._file.__exit__(type(gone), gone, None)
 
     def _seal(self, frame: bytes, *, last: bool) -> None:
-        nonce = _nonce(self._frame, last)
         with _answering():
-            self._file.write(self._cipher.encrypt(nonce, frame, None) if self._cipher else frame)
+            self._file.write(self._key.seal(self._frame, last, frame) if self._key else frame)
         self._frame += 1
 
 
@@ -449,19 +444,6 @@ def _answering() -> Iterator[None]:
         raise
     except (StoreError, OSError) as error:
         raise UnavailableError("the object store does not answer", internal=str(error)) from error
-
-
-def _nonce(number: int, last: bool) -> bytes:
-    return number.to_bytes(11, "big") + bytes([last])
-
-
-def _opened(cipher: AESGCM | None, number: int, last: bool, sealed: memoryview) -> bytes:
-    if cipher is None:
-        return bytes(sealed)
-    try:
-        return cipher.decrypt(_nonce(number, last), sealed, None)
-    except InvalidTag as error:
-        raise LogDamagedError("a stored object is not what was written", frame=number) from error
 
 
 def _from(frames: Iterator[bytes], skipped: int) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from domain.ledger import Caller
 from domain.log.records import Aggregate
 from domain.persona.capsules import Capsule, RecordInspection, record_inspection
 from domain.persona.evaluation.harness import Constitution as InForce
-from domain.persona.evaluation.report import REPORT_BYTES_MAX, Compared, paired, read_report, summary_of
+from domain.persona.evaluation.report import Compared, paired, read_report, summary_of
 from domain.persona.evaluation.subject import ROLES
 from domain.persona.evaluation.suites import BASELINE
 from domain.persona.evaluations import (
@@ -166,8 +166,9 @@ class Inspections:
         report = (published.evaluation or {}).get("report") if published is not None else None
         if not isinstance(report, str):
             return {}
-        data = await asyncio.to_thread(self._runtime.vault.get, report, REPORT_BYTES_MAX)
-        before = (await asyncio.to_thread(read_report, data)).compared
+        before = (
+            await asyncio.to_thread(lambda: read_report(b"".join(self._runtime.vault.read(report))))
+        ).compared
         return {"comparison": msgspec.to_builtins(paired(before, compared))}
 
     # ------------------------------------------------------------------ both

@@ -34,6 +34,7 @@ from api.http import (
 )
 from api.routes.market import listed, seen
 from domain.errors import (
+    AddressInvalidError,
     ArtifactMismatchError,
     ArtifactNotFoundError,
     ArtifactOffsetError,
@@ -41,7 +42,7 @@ from domain.errors import (
     InvalidError,
 )
 from domain.ledger import Caller
-from domain.log.records import ADDRESS_PREFIX
+from domain.log.records import ADDRESS_PREFIX, parse_address
 from domain.persona.artifacts import Artifact, RegisterArtifact, artifact_id, register_artifact
 from ops.reads import RecordFilter
 from ops.runtime import Runtime
@@ -57,7 +58,11 @@ router = APIRouter(prefix=PREFIX, tags=["artifacts"], route_class=JsonRoute)
 
 Address = Annotated[
     str,
-    Path(pattern=r"^(?:sha3-512:)?[0-9a-f]{128}$", description="SHA3-512 of the bytes, in hexadecimal."),
+    Path(
+        max_length=200,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+        description="SHA3-512 of the bytes in hexadecimal, with or without `sha3-512:`.",
+    ),
 ]
 Offset = Annotated[
     int | None,
@@ -126,7 +131,7 @@ async def upload_artifact(
 @router.head("/{address}", responses={**READ_PROBLEMS, **STANDS})
 async def artifact_offset(address: Address, opened: Open, who: Who) -> Response:
     """Say how much of an artifact is kept, and whether it is complete."""
-    address = _full(address)
+    address = _known(address)
     try:
         found = await _own(opened, who, address)
         return Response(headers=_upload(found.size_bytes, done=True))
@@ -147,7 +152,7 @@ async def list_artifacts(opened: Open, who: Who, limit: Limit = 100, cursor: Cur
 @router.get("/{address}", responses={**READ_PROBLEMS, **BYTES}, response_class=StreamingResponse)
 async def download_artifact(address: Address, request: Request, opened: Open, who: Who) -> Response:
     """Send an artifact of the caller's tenant back; `Range: bytes=N-` sends it from a byte on."""
-    found = await _own(opened, who, _full(address))
+    found = await _own(opened, who, _known(address))
     return await stream_of(opened.vault, found.address, found.size_bytes, request)
 
 
@@ -233,6 +238,18 @@ async def _own(opened: Runtime, who: Caller, address: str) -> Artifact:
     found = await seen(opened, who, Artifact, name, ArtifactNotFoundError, None)
     assert isinstance(found, Artifact)
     return found
+
+
+def _known(address: str) -> str:
+    """Read the address of something that should be there; nothing is under what is no address.
+
+    Errors: artifact_not_found.
+    """
+    try:
+        parse_address(_full(address))
+    except AddressInvalidError as error:
+        raise ArtifactNotFoundError(id=address) from error
+    return _full(address)
 
 
 def _full(address: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from api.http import READ_PROBLEMS, JsonRoute, Who, answers, json_response, object_of
+from api.http import READ_PROBLEMS, JsonRoute, answers, caller, json_response, object_of
 from domain.canonical import sealed
 from domain.errors import InvalidError, PolicyNotFoundError, PolicyUnavailableError
 from domain.fields import Command
@@ -19,6 +19,7 @@ from ops.rego import PolicyEngine
 
 router = APIRouter(prefix="/v1/policies", tags=["policies"], route_class=JsonRoute)
 
+KNOWN = [Depends(caller)]
 Package = Annotated[str, Path(max_length=64, pattern=r"^[a-z][a-z.]*$", examples=["soma.publish"])]
 
 _POLICY = object_of(package="string", digest=["string", "null"], available="boolean", why=["string", "null"])
@@ -47,28 +48,28 @@ def engine_of(request: Request) -> PolicyEngine:
     return found
 
 
-@router.get("", responses=answers(object_of(items={"type": "array", "items": _POLICY})))
-async def list_policies(request: Request, who: Who) -> Response:
+@router.get("", responses=answers(object_of(items={"type": "array", "items": _POLICY})), dependencies=KNOWN)
+async def list_policies(request: Request) -> Response:
     """List the policies with their addresses; one that cannot be asked is listed as such."""
     return json_response({"items": [await _shown(engine_of(request), package) for package in PACKAGES]})
 
 
-@router.get("/schema", responses=answers({"type": "object"}))
-async def get_policy_input_schema(who: Who) -> Response:
+@router.get("/schema", responses=answers({"type": "object"}), dependencies=KNOWN)
+async def get_policy_input_schema() -> Response:
     """Show the JSON Schema of what policies are asked."""
     return json_response(question_schema())
 
 
-@router.get("/{package}", responses=answers(_TEXT))
-async def get_policy(package: Package, request: Request, who: Who) -> Response:
+@router.get("/{package}", responses=answers(_TEXT), dependencies=KNOWN)
+async def get_policy(package: Package, request: Request) -> Response:
     """Show the text of a policy; its address is `soma/policy/v1` over these bytes."""
     policy = await engine_of(request).policy(_known(package))
     shown = {"package": package, "digest": policy.digest, "text": policy.text, "input_schema": SCHEMA}
     return json_response(shown, headers={"ETag": f'"{policy.digest}"'})
 
 
-@router.post("/{package}/evaluate", responses={**READ_PROBLEMS, **answers(_JUDGEMENT)})
-async def evaluate_policy(package: Package, asked: EvaluatePolicy, request: Request, who: Who) -> Response:
+@router.post("/{package}/evaluate", responses={**READ_PROBLEMS, **answers(_JUDGEMENT)}, dependencies=KNOWN)
+async def evaluate_policy(package: Package, asked: EvaluatePolicy, request: Request) -> Response:
     """Say what a policy answers to an input, and write nothing.
 
     The input is the caller's own, so the answer binds nobody: a decision asks with what it reads from the log itself.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 
 from api.http import (
@@ -46,15 +46,6 @@ from ops.reads import RecordFilter
 from projections.transfers import TransferRunner
 
 router = APIRouter(prefix="/v1", tags=["transfers"], route_class=JsonRoute)
-
-CapsuleId = Annotated[
-    str,
-    Path(
-        max_length=137,
-        pattern=r"^(?:sha3-512:)?[0-9a-f]{128}$",
-        description="The capsule's address, with or without its prefix.",
-    ),
-]
 
 
 @router.post("/exports", status_code=202, responses=shows(CapsuleExport, 202))
@@ -121,9 +112,7 @@ async def get_import(import_id: Id, who: Who, request: Request) -> Response:
     responses={**READ_PROBLEMS, **{code: WRITE_PROBLEMS[code] for code in (409, 422)}, **BYTES},
     response_class=StreamingResponse,
 )
-async def download_archive(
-    capsule_id: CapsuleId, opened: Open, who: Who, sent: Sent, request: Request
-) -> Response:
+async def download_archive(capsule_id: Id, opened: Open, who: Who, sent: Sent, request: Request) -> Response:
     """Send a capsule's archive, once the log says to whom; `Range: bytes=N-` sends it from a byte on."""
     command = DownloadCapsule(capsule_id=capsule_id)
     answer = await _attempted(request, download_capsule, command, who, sent)

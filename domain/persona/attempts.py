@@ -35,7 +35,7 @@ def problem_of(refusal: LedgerError) -> Problem:
 
 def told(code: str, detail: str, facts: dict[str, Any]) -> Problem:
     """Write a refusal that somebody tells of; what no record can hold is replaced, and what is too long is cut."""
-    kept = _recordable(facts, 0)
+    kept = recordable(facts)
     if len(orjson.dumps(kept)) > FACTS_BYTES_MAX:
         kept = DROPPED
     return Problem(code, _text(detail), kept)
@@ -68,7 +68,7 @@ def _text(text: str) -> str:
     return clean if len(clean) <= TEXT_MAX else clean[: TEXT_MAX - 1] + "…"
 
 
-def _recordable(value: Any, depth: int) -> Any:
+def recordable(value: Any, depth: int = 0) -> Any:
     """Turn any value into one that a record can hold: no fraction but as text, no key but in ASCII."""
     if value is None or isinstance(value, bool):
         return value
@@ -77,11 +77,11 @@ def _recordable(value: Any, depth: int) -> Any:
     if depth >= DEPTH_MAX:
         return _text(repr(value))
     if isinstance(value, dict):
-        return {_key(key): _recordable(item, depth + 1) for key, item in value.items()}
+        return {_key(key): recordable(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_recordable(item, depth + 1) for item in value]
+        return [recordable(item, depth + 1) for item in value]
     if isinstance(value, msgspec.Struct):
-        return _recordable(msgspec.to_builtins(value), depth)
+        return recordable(msgspec.to_builtins(value), depth)
     return _text(str(value))
 
 

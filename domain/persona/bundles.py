@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
 from domain.errors import MemoryBundleInvalidError
-from domain.persona.manifest import MemoryRef
 from domain.persona.tokens import token_count
 
 BUNDLE_BYTES_MAX = 1024 * 1024 * 1024
@@ -52,6 +51,27 @@ COLUMNS: dict[str, Column] = {
     "created_at": Column("text", False, "When it was said: RFC 3339, in UTC, ending in Z."),
     "tags": Column("texts", False, "Words to filter by."),
 }
+
+
+class Expected(Protocol):
+    """What a manifest says of its bundle; its own block of memory does."""
+
+    @property
+    def item_count(self) -> int: ...
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def metric(self) -> str: ...
+
+
+class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The same on its way to another process, which need not know of manifests."""
+
+    item_count: int
+    dimension: int
+    metric: str
 
 
 class RowGroup(msgspec.Struct, frozen=True):
@@ -98,7 +118,7 @@ def check_columns(kinds: Mapping[str, str]) -> None:
             refused(f"the column {name} holds {kind[:64]}, not {known.kind}", column=name)
 
 
-def check_groups(groups: Iterable[RowGroup], memory: MemoryRef) -> None:
+def check_groups(groups: Iterable[RowGroup], memory: Expected) -> None:
     """Refuse a bundle by what its file says of itself, before any of it is unpacked.
 
     Errors: memory_bundle_invalid.

@@ -13,7 +13,6 @@ import re
 from typing import Any, Literal
 
 import msgspec
-import orjson
 
 from domain.errors import (
     CapsuleNotFoundError,
@@ -27,13 +26,15 @@ from domain.errors import (
 )
 from domain.fields import Command
 from domain.ledger import Caller, Case, allow
-from domain.log.records import Aggregate, Event, Record
-from domain.persona.attempts import Problem, told
+from domain.log.records import Aggregate, Event, Record, encode_state
+from domain.persona.attempts import Problem, recordable, told
 from domain.persona.facts import owners_of
 from domain.persona.manifest import capsule_id
 from domain.persona.personas import AUTHORS, Persona, note_review, note_version
+from domain.persona.tokens import TokenEstimate
 from domain.trust.constitutions import check_constitution
 from domain.trust.judgements import Judgement
+from domain.trust.moderation.findings import Finding
 from domain.trust.reviews import Review, open_review
 from domain.trust.signatures import open_signing
 from domain.trust.signers import policy_in_force
@@ -47,6 +48,17 @@ LIVE_REVIEWS = frozenset({"pending", "approved"})
 Rentals = Literal["end", "let_run"]
 Purpose = Literal["import", "rent", "activate"]
 _HEX = re.compile(r"[0-9a-f]{128}", re.ASCII)
+
+
+class Scan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a scan came to, by which rules and where; the findings may be cut, their count never is."""
+
+    verdict: str
+    scanner: str
+    rules_digest: str
+    finding_count: int
+    counts: dict[str, int]
+    findings: list[Finding]
 
 
 class Capsule(Aggregate):
@@ -65,12 +77,12 @@ class Capsule(Aggregate):
     origin: str = "export"
     archive: str = ""
     archive_bytes: int = 0
-    token_estimate: dict[str, Any] | None = None
+    token_estimate: TokenEstimate | None = None
     status: str = "exported"
     submitted_by: str | None = None
     submitters: list[str] = msgspec.field(default_factory=list)
     submitted_at: str | None = None
-    scan: dict[str, Any] | None = None
+    scan: Scan | None = None
     evaluation: dict[str, Any] | None = None
     inspection_failure: Problem | None = None
     is_override: bool = False
@@ -93,7 +105,7 @@ class Capsule(Aggregate):
         manifest: dict[str, Any]
         archive: str
         archive_bytes: int
-        token_estimate: dict[str, Any] | None
+        token_estimate: TokenEstimate | None
         export_id: str
 
         def apply(self, capsule: Capsule, record: Record) -> None:
@@ -110,7 +122,7 @@ class Capsule(Aggregate):
         manifest: dict[str, Any]
         archive: str
         archive_bytes: int
-        token_estimate: dict[str, Any] | None
+        token_estimate: TokenEstimate | None
         import_id: str
 
         def apply(self, capsule: Capsule, record: Record) -> None:
@@ -143,10 +155,10 @@ class Capsule(Aggregate):
         rules_digest: str
         finding_count: int
         counts: dict[str, int]
-        findings: list[dict[str, Any]]
+        findings: list[Finding]
 
         def apply(self, capsule: Capsule, record: Record) -> None:
-            capsule.scan = {name: getattr(self, name) for name in self.__struct_fields__}
+            capsule.scan = Scan(**{name: getattr(self, name) for name in self.__struct_fields__})
             capsule.status = "inspected"
 
     class Evaluated(Event, frozen=True):
@@ -432,15 +444,16 @@ def _scanned(scan: dict[str, Any]) -> Capsule.Scanned:
         rules_digest=str(scan.get("rules_digest", "")),
         finding_count=int(scan.get("finding_count", 0)),
         counts={str(name): int(count) for name, count in dict(scan.get("counts") or {}).items()},
-        findings=_first_fitting(list(scan.get("findings") or [])),
+        findings=_first_fitting(msgspec.convert(scan.get("findings") or [], list[Finding])),
     )
 
 
-def _first_fitting(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _first_fitting(findings: list[Finding]) -> list[Finding]:
     """Keep as many findings as one record can hold beside the rest."""
-    kept, size = [], 0
+    kept: list[Finding] = []
+    size = 0
     for finding in findings:
-        size += len(orjson.dumps(finding)) + 1
+        size += len(encode_state(finding)) + 1
         if size > FINDINGS_BYTES_MAX:
             break
         kept.append(finding)
@@ -448,8 +461,8 @@ def _first_fitting(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluated(evaluation: dict[str, Any]) -> Capsule.Evaluated:
-    rest = {name: value for name, value in evaluation.items() if name not in ("passed", "report")}
-    if len(orjson.dumps(rest)) > EVALUATION_BYTES_MAX:
+    rest = recordable({name: value for name, value in evaluation.items() if name not in ("passed", "report")})
+    if len(encode_state(rest)) > EVALUATION_BYTES_MAX:
         rest = {"note": "the evaluation is too long to be kept in the log; its report is in the vault"}
     passed = evaluation.get("passed") is True and evaluation.get("named_report") != "differs"
     return Capsule.Evaluated(passed=passed, report=evaluation.get("report"), evaluation=rest)

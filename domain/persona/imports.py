@@ -37,6 +37,7 @@ from domain.persona.facts import capsule_facts, constitution_in_force, owners_of
 from domain.persona.manifest import PersonaManifest, capsule_id, parse_manifest
 from domain.persona.manifest_fields import version_key
 from domain.persona.personas import AUTHORS
+from domain.persona.tokens import TokenEstimate
 from domain.trust.constitutions import CONSTITUTION_CONTEXT, check_constitution
 from domain.trust.dsse import Envelope
 from domain.trust.judgements import Judgement, Judgements, check_allowed, judged
@@ -453,7 +454,7 @@ def _take_in(
             manifest=manifest.document(),
             archive=taken.archive,
             archive_bytes=taken.archive_bytes,
-            token_estimate=token_estimate,
+            token_estimate=msgspec.convert(token_estimate, TokenEstimate | None),
             import_id=taken.id,
             **named,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from domain.ledger import Case
 from domain.persona.capsules import Capsule, get_capsule
-from domain.persona.personas import Compliance, Listing, Persona, note_version
+from domain.persona.personas import Compliance, Listing, Persona, PriceOption, note_version
+from domain.values import Money
 
 
 def relist(case: Case, persona: Persona, moved: Capsule) -> None:
@@ -33,7 +34,7 @@ def listing_of(capsule: Capsule) -> Listing:
         model={"model_box_id": model["model_box_id"], "provider": model["provider"]},
         tools=[{"tool": t["tool"], "access_scope": t["access_scope"]} for t in manifest["tools"]],
         pricing=[
-            {name: option[name] for name in ("model", "price", "billing_period_minutes")}
+            PriceOption(option["model"], Money(**option["price"]), option["billing_period_minutes"])
             for option in manifest["pricing"]
         ],
         item_count=memory["item_count"],
@@ -46,12 +47,12 @@ def listing_of(capsule: Capsule) -> Listing:
 
 
 def _compliance(capsule: Capsule) -> Compliance:
-    scan = capsule.scan or {}
+    scan = capsule.scan
     rules: dict[str, int] = {}
-    for finding in scan.get("findings", []):
-        name = f"{finding.get('severity', 'warn')}: {finding.get('rule', 'finding')}"
+    for finding in scan.findings if scan else ():
+        name = f"{finding.severity}: {finding.rule}"
         rules[name] = rules.get(name, 0) + 1
     notes = [f"{name} x {count}" for name, count in sorted(rules.items())[:16]]
     if capsule.is_override:
         return Compliance("override", ["published by an override", *notes])
-    return Compliance("verified" if scan.get("verdict") == "pass" else "warnings", notes)
+    return Compliance("verified" if scan is not None and scan.verdict == "pass" else "warnings", notes)

@@ -7,7 +7,6 @@ kept is nobody's promise and is not in it.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,7 +34,6 @@ from domain.persona.manifest_rules import contradictions
 from domain.persona.manifest_text import read_document
 from domain.values import Money
 
-SCHEMA = "soma/persona_manifest/1"
 CONTEXT = "soma/capsule/v1"
 SCHEMA_URL = "https://soma-ledger.dev/schemas/persona_manifest.schema.json"
 MANIFEST_BYTES_MAX = 32_768
@@ -196,10 +194,6 @@ class PersonaManifest(_Block):
         Source: RFC 8785.
         """
         return sealed(CONTEXT, self.document())
-
-    def sha3_256(self) -> str:
-        """Give the SHA3-256 of the canonical bytes, under which older clients know a manifest."""
-        return hashlib.sha3_256(self.sealed()[0]).hexdigest()
 
     @property
     def address(self) -> str:

@@ -17,6 +17,8 @@ from domain.fields import Command, Kept, Labels, Text
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.persona.manifest_fields import PersonaId, version_key
+from domain.persona.tokens import TokenEstimate
+from domain.values import Money
 
 AUTHORS = ("owner", "provider", "operator")
 # What a version may be once it was published; strangers see these and no others.
@@ -38,6 +40,14 @@ class Compliance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notes: list[str]
 
 
+class PriceOption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One way to pay: `purchase`, `subscription` or `rental`, the last two for a period."""
+
+    model: str
+    price: Money
+    billing_period_minutes: int | None
+
+
 class Listing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the catalogue shows of the published version with the highest number, all of it taken from the capsule."""
 
@@ -49,13 +59,13 @@ class Listing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     domains: list[str]
     model: dict[str, str]
     tools: list[dict[str, str]]
-    pricing: list[dict[str, Any]]
+    pricing: list[PriceOption]
     item_count: int
     embedding_model: str
     compliance: Compliance
     trust: str
     degraded: list[str]
-    token_estimate: dict[str, Any] | None
+    token_estimate: TokenEstimate | None
 
 
 class Persona(Aggregate):

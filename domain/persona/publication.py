@@ -14,7 +14,7 @@ Reinstating a suspended capsule publishes it again and passes the same gates. Th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,7 +32,7 @@ from domain.errors import (
 from domain.fields import Reason
 from domain.ledger import Case, allow
 from domain.persona.attempts import Problem, problem_of
-from domain.persona.capsules import Capsule, CapsuleStep, own_capsule, persona_of, read_capsule
+from domain.persona.capsules import Capsule, CapsuleStep, Scan, own_capsule, persona_of, read_capsule
 from domain.persona.facts import asker, capsule_facts, constitution_in_force, signature_facts
 from domain.persona.listings import relist
 from domain.persona.personas import AUTHORS
@@ -219,9 +219,9 @@ def _check_scan(capsule: Capsule, is_override: bool) -> None:
             f"the inspection failed: {why.detail}" if why else "the capsule was not scanned",
             capsule=capsule.address,
         )
-    if capsule.scan["verdict"] == "block" and not is_override:
+    if capsule.scan.verdict == "block" and not is_override:
         raise ScanBlockedError(
-            finding_count=capsule.scan["finding_count"], findings=capsule.scan["findings"][:20]
+            finding_count=capsule.scan.finding_count, findings=msgspec.to_builtins(capsule.scan.findings[:20])
         )
 
 
@@ -235,15 +235,15 @@ def _check_evaluation(capsule: Capsule) -> None:
 
 
 def _question(case: Case, capsule: Capsule, review: Review | None, checked: Verification) -> dict[str, Any]:
-    scan, evaluation = capsule.scan or {}, capsule.evaluation or {}
-    counts = scan.get("counts", {})
+    scan, evaluation = capsule.scan, capsule.evaluation or {}
+    counts = scan.counts if scan else {}
     facts = capsule_facts(capsule.manifest, capsule.address, capsule.tenant, capsule.status)
     return publish_question(
         who=asker(case),
         capsule=facts,
         in_force=constitution_in_force(case),
         scan=ScanFacts(
-            verdict=scan.get("verdict", "none"),
+            verdict=_verdict(scan),
             counts=ScanCounts(pass_=0, warn=counts.get("warn", 0), block=counts.get("block", 0)),
         ),
         evaluation=EvaluationFacts(passed=evaluation.get("passed", False)),
@@ -251,6 +251,12 @@ def _question(case: Case, capsule: Capsule, review: Review | None, checked: Veri
         signatures=signature_facts(checked),
         now=case.now,
     )
+
+
+def _verdict(scan: Scan | None) -> Literal["none", "pass", "warn", "block"]:
+    if scan is None:
+        return "none"
+    return "pass" if scan.verdict == "pass" else "warn" if scan.verdict == "warn" else "block"
 
 
 def _approvals(case: Case, review: Review | None, tools: list[str]) -> ApprovalFacts:

@@ -38,6 +38,7 @@ from domain.persona.facts import asker, capsule_facts, constitution_in_force, tr
 from domain.persona.manifest import PersonaManifest, capsule_id, read_manifest
 from domain.persona.manifest_faults import invalid
 from domain.persona.personas import AUTHORS, Persona, check_version_free, note_version, own_persona
+from domain.persona.tokens import TokenEstimate
 from domain.trust.constitutions import check_constitution
 from domain.trust.judgements import Judgement, Judgements, check_allowed, judged
 from domain.trust.questions import TrainingFacts, export_question
@@ -63,7 +64,7 @@ class CapsuleExport(Aggregate):
     status: str = "requested"
     archive: str | None = None
     archive_bytes: int | None = None
-    token_estimate: dict[str, Any] | None = None
+    token_estimate: TokenEstimate | None = None
     problem: Problem | None = None
 
     class Requested(Event, frozen=True):
@@ -112,7 +113,7 @@ class CapsuleExport(Aggregate):
         capsule: str
         archive: str
         archive_bytes: int
-        token_estimate: dict[str, Any] | None
+        token_estimate: TokenEstimate | None
 
         def apply(self, export: CapsuleExport, record: Record) -> None:
             export.status = "completed"
@@ -291,7 +292,7 @@ def complete_export(case: Case, command: CompleteExport) -> CapsuleExport:
         capsule=export.capsule,
         archive=command.archive,
         archive_bytes=command.archive_bytes,
-        token_estimate=command.token_estimate,
+        token_estimate=msgspec.convert(command.token_estimate, TokenEstimate | None),
     )
     case.emit(export, completed)
     capsule = case.find(Capsule, capsule_id(export.capsule)) or _seal(case, export)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-SCHEMA = "soma/policy_input/1"
+SCHEMA: Literal["soma/policy_input/1"] = "soma/policy_input/1"
 SCHEMA_PATH = "docs/schemas/policy_input.schema.json"
 
 
@@ -154,7 +154,7 @@ class Environment(_Part, frozen=True, kw_only=True):
 
 
 class ExportQuestion(_Part, frozen=True, kw_only=True):
-    """May this capsule be exported, or its archive be downloaded?"""
+    """Whether this capsule may be exported, or its archive be downloaded."""
 
     schema: Literal["soma/policy_input/1"] = SCHEMA
     action: Literal["export", "download"]
@@ -166,7 +166,7 @@ class ExportQuestion(_Part, frozen=True, kw_only=True):
 
 
 class ImportQuestion(_Part, frozen=True, kw_only=True):
-    """May this capsule be taken in from outside?"""
+    """Whether this capsule may be taken in from outside."""
 
     schema: Literal["soma/policy_input/1"] = SCHEMA
     action: Literal["import"] = "import"
@@ -179,7 +179,7 @@ class ImportQuestion(_Part, frozen=True, kw_only=True):
 
 
 class PublishQuestion(_Part, frozen=True, kw_only=True):
-    """May this capsule be published?"""
+    """Whether this capsule may be published."""
 
     schema: Literal["soma/policy_input/1"] = SCHEMA
     action: Literal["publish"] = "publish"
@@ -194,7 +194,7 @@ class PublishQuestion(_Part, frozen=True, kw_only=True):
 
 
 class RentalQuestion(_Part, frozen=True, kw_only=True):
-    """May this persona be rented, or a rental of it be activated?"""
+    """Whether this persona may be rented, or a rental of it be activated."""
 
     schema: Literal["soma/policy_input/1"] = SCHEMA
     action: Literal["rent", "activate"]

@@ -14,7 +14,8 @@ from domain.persona.evaluation.retrieval import Retriever
 from domain.persona.evaluation.subject import Subject
 from domain.persona.evaluation.suites import BASELINE
 from domain.persona.evaluation.vectors import VectorIndex
-from ops.evaluation_run import Part, memory_of, run_apart
+from ops.evaluation_child import memory_of
+from ops.evaluation_run import Part, run_apart
 from tests.unit.persona.capsule_maker import Capsule, a_capsule
 
 ITEMS, DIMENSION = 10_000, 384

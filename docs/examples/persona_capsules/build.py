@@ -25,7 +25,7 @@ from domain.persona.manifest import PersonaManifest, parse_manifest
 from domain.persona.manifest_text import read_document
 from domain.trust.constitutions import ConstitutionTerms
 from ops.bundles import bundle_table, write_bundle
-from ops.evaluation_run import evaluated, memory_of
+from ops.evaluation_child import evaluated, memory_of
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1]

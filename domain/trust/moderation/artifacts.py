@@ -1,4 +1,4 @@
-"""Parts that would do something when they are opened: pickles, programs, archives, and what pretends to be another form.
+"""Parts that would do something when they are opened: pickles, programs, archives, and pretenders.
 
 Nothing is opened here. A part is judged by its first bytes and, where it holds others, by their names and headers.
 """
@@ -40,9 +40,16 @@ _ARCHIVES: tuple[bytes, ...] = (
     b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"!<arch>\n", b"MSCF", b"\x1f\x9d", b"LZIP", b"\x5d\x00\x00",
     b"070701", b"070707", b"xar!", b"hsqs",
 )  # fmt: skip
-_OBJECTS: tuple[bytes, ...] = (b"\x89HDF\r\n\x1a\n", b"\xac\xed\x00\x05", b"%PDF-", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
+_OBJECTS: tuple[bytes, ...] = (
+    b"\x89HDF\r\n\x1a\n",
+    b"\xac\xed\x00\x05",
+    b"%PDF-",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+)
 _PYTHON_BYTECODE = re.compile(rb"[\x00-\xff]{2}\r\n[\x00-\x03]\x00\x00\x00")
-_TEXT_PICKLE = re.compile(rb"c(?:__builtin__|builtins|os|posix|nt|subprocess|sys|copy_reg|copyreg|types|[\w.]{2,60})\n\w+\n|\(?[dl]p\d+\n")
+_TEXT_PICKLE = re.compile(
+    rb"c(?:__builtin__|builtins|os|posix|nt|subprocess|sys|copy_reg|copyreg|types|[\w.]{2,60})\n\w+\n|\(?[dl]p\d+\n"
+)
 _ENDINGS = re.compile(
     r"(?i)\.(?:exe|dll|so(?:\.\d+)*|dylib|com|scr|msi|bat|cmd|ps1|psm1|vbs|vbe|js|mjs|jse|wsf|hta|lnk|jar|class|apk|dex|"
     r"sh|bash|zsh|fish|py|pyc|pyo|pyw|pyd|rb|pl|php|lua|wasm|desktop|app|bin|elf|o|a|"

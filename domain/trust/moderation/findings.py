@@ -58,7 +58,7 @@ def digest_of(rule: str, part: str, match: str) -> str:
     A telephone number could be found by trying all of them against a whole digest, so 24 bits are kept: enough to
     tell the findings of a capsule apart, and hundreds of other numbers have the same.
     """
-    told = "\0".join((rule, part, match)).encode("utf-8", "surrogatepass")
+    told = f"{rule}\0{part}\0{match}".encode("utf-8", "surrogatepass")
     return "sha3-512/24:" + sha3_512(b"soma/finding/v1\0" + told).hexdigest()[:6]
 
 

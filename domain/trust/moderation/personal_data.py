@@ -105,10 +105,16 @@ _MAILTO = re.compile(r"(?i)(?<=mailto:)[\w.+%'-]{1,64}@[\w.-]{1,190}\.[a-z]{2,24
 _NOBODYS = re.compile(r"(?i)\.(?:test|invalid|localhost|local|png|jpe?g|gif|svg|py|js|json|md)\Z")
 
 _IP4 = re.compile(r"(?<![\w.:/-])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d|-\d|/\d{1,2}\b)")
-_IP4_IN_URL = re.compile(r"(?<=://)(?:\d{1,3}\.){3}\d{1,3}(?![\w.])|(?<=[|@])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
+_IP4_IN_URL = re.compile(
+    r"(?<=://)(?:\d{1,3}\.){3}\d{1,3}(?![\w.])|(?<=[|@])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])"
+)
 _IP6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:)[0-9A-Fa-f:]{6,39}(?![\w:]|\.\d)")
-_VERSION_NEAR = re.compile(r"(?i)(?:version|release|build|section|chapter|clause|\bver\.?|\bv\.?)[ :=]{0,3}\Z")
-_OF_NOBODY = tuple(IPv4Network(network) for network in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"))
+_VERSION_NEAR = re.compile(
+    r"(?i)(?:version|release|build|section|chapter|clause|\bver\.?|\bv\.?)[ :=]{0,3}\Z"
+)
+_OF_NOBODY = tuple(
+    IPv4Network(network) for network in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
+)
 
 
 def _mails(text: str) -> Iterator[Span]:
@@ -153,13 +159,16 @@ def _is_ip6(text: str) -> bool:
 
 # --------------------------------------------------------------------------- numbers of persons
 
-_SSN = re.compile(r"(?<![\w.-])(?P<area>\d{3})(?P<sign>[- ])(?P<group>\d{2})(?P=sign)(?P<serial>\d{4})(?![\w-]|\.\d)")
+_SSN = re.compile(
+    r"(?<![\w.-])(?P<area>\d{3})(?P<sign>[- ])(?P<group>\d{2})(?P=sign)(?P<serial>\d{4})(?![\w-]|\.\d)"
+)
 _SSN_CALLED = re.compile(
     r"(?i)(?:\bssn|social security)(?:[^\d\n]{0,30}?)(?P<area>\d{3})[ .-]?(?P<group>\d{2})[ .-]?(?P<serial>\d{4})(?!\w)"
 )
 _IDENTITY = re.compile(
-    r"(?i)\b(?:driv(?:er|ing)(?:[’']?s|s[’']?)? licen[cs]e|passport|national id(?:entity)?|identity card|tax(?:payer)? id|"
-    r"medical record|insurance|nhs|nino)\b(?: (?:card|number|no|num|id|code))?\.?(?: (?:is|was)|[:#=])?[ :#]{0,3}"
+    r"(?i)\b(?:driv(?:er|ing)(?:[’']?s|s[’']?)? licen[cs]e|passport|national id(?:entity)?|identity card|"
+    r"tax(?:payer)? id|medical record|insurance|nhs|nino)\b"
+    r"(?: (?:card|number|no|num|id|code))?\.?(?: (?:is|was)|[:#=])?[ :#]{0,3}"
     r"(?P<value>(?=[A-Z0-9-]*\d[A-Z0-9-]*\d[A-Z0-9-]*\d[A-Z0-9-]*\d)[A-Z0-9][A-Z0-9-]{4,18}[A-Z0-9])(?!\w)"
 )
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
@@ -185,12 +194,13 @@ def _persons(text: str) -> Iterator[Span]:
 # --------------------------------------------------------------------------- telephones
 
 _PHONE = re.compile(
-    r"(?<![\w.,$€£%/#=+:-])(?<!\d )(?P<plus>\+|00)?(?:\(\+?\d{1,5}\)|\d{1,15})(?:[ ./-]{0,2}\(\d{1,5}\))?"
-    r"(?:(?<=\))\d{1,12})?(?:[ .\-/]{1,2}\d{1,12}){0,8}(?P<more>(?: ?(?:x|ext\.?) ?\d{1,6}))?(?![\w%]|[,.:/-]\d)"
+    r"(?<![\w.,$€£%/#=+:-])(?<!\d )(?P<plus>\+|00)?(?:\(\+?\d{1,5}\)|\d{1,15})"
+    r"(?:[ ./-]{0,2}\(\d{1,5}\))?(?:(?<=\))\d{1,12})?(?:[ .\-/]{1,2}\d{1,12}){0,8}"
+    r"(?P<more>(?: ?(?:x|ext\.?) ?\d{1,6}))?(?![\w%]|[,.:/-]\d)"
 )
 _PHONE_NEAR = re.compile(
-    r"(?i)\b(?:call(?:ed|ing)?|phones?|telephones?|tel|mobile|cell(?:phone)?|fax|contact|dial|whats ?app|sms|text me|text us|"
-    r"reach(?:ed)?|ring|desk|office|hotline|number is|phone_number)\b"
+    r"(?i)\b(?:call(?:ed|ing)?|phones?|telephones?|tel|mobile|cell(?:phone)?|fax|contact|dial|whats ?app|sms|"
+    r"text me|text us|reach(?:ed)?|ring|desk|office|hotline|number is|phone_number)\b"
 )
 _NOT_PHONE_NEAR = re.compile(
     r"(?i)\b(?:isbn|issn|doi|contract|grant|ser|rfc|iso|page|pages|pp|vol|volume|version|order|invoice|zip|serial|id|license|licence|account|"

@@ -1,4 +1,7 @@
-"""Texts that show people something else than they tell a model: invisible characters, turned writing, hidden addresses."""
+"""Texts that show people something else than they tell a model.
+
+Invisible characters, writing that is turned around, addresses behind other addresses.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,12 @@ PROMPT_CHARACTERS_MAX = 200_000
 # supplementary selectors carry whole texts unseen; joiners and marks of direction have honest uses in some scripts.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _TURNING = re.compile(r"[\u202a-\u202e\u2066-\u2069]+")
-_TAGS = re.compile(r"(?<!\U0001f3f4)(?<![\U000e0000-\U000e007f])[\U000e0000-\U000e007f]+|[\U000e0100-\U000e01ef]{2,}")
-_INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\u180e\u00ad\u034f\u115f\u1160\u3164\uffa0]+|(?<!\A)\ufeff+|[\u200e\u200f\u061c]+")
+_TAGS = re.compile(
+    r"(?<!\U0001f3f4)(?<![\U000e0000-\U000e007f])[\U000e0000-\U000e007f]+|[\U000e0100-\U000e01ef]{2,}"
+)
+_INVISIBLE = re.compile(
+    r"[\u200b\u2060-\u2064\u180e\u00ad\u034f\u115f\u1160\u3164\uffa0]+|(?<!\A)\ufeff+|[\u200e\u200f\u061c]+"
+)
 _JOINER_IN_LATIN = re.compile(r"(?<=[\x00-\x7f])[\u200c\u200d]+(?=[\x00-\x7f])|[\u200c\u200d]{2,}")
 _PRIVATE = re.compile(r"[\ue000-\uf8ff\U000f0000-\U0010fffd]+")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -25,11 +32,17 @@ _SHOWN_LINK = re.compile(
     r"<a\b[^>]*?href\s*=\s*[\"']?(?P<target2>[^\"'\s>]{1,2000})[^>]*>(?P<shown2>[^<]{1,300})</a",
     re.IGNORECASE,
 )
-_HOST = re.compile(r"(?i)(?:[a-z][a-z0-9+.-]*://)?(?:[^/\s@]*@)?(?P<host>[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,24})(?![\w@])")
-_ACTIVE_URL = re.compile(r"(?i)(?<![a-z])(?:javascript|vbscript)\s*:\s*\S|(?<![a-z])data:[a-z0-9.+-]+/[a-z0-9.+-]+[;,]\S")
+_HOST = re.compile(
+    r"(?i)(?:[a-z][a-z0-9+.-]*://)?(?:[^/\s@]*@)?(?P<host>[a-z0-9-]+(?:\.[a-z0-9-]+)*\.[a-z]{2,24})(?![\w@])"
+)
+_ACTIVE_URL = re.compile(
+    r"(?i)(?<![a-z])(?:javascript|vbscript)\s*:\s*\S|(?<![a-z])data:[a-z0-9.+-]+/[a-z0-9.+-]+[;,]\S"
+)
 _URL_OF_A_USER = re.compile(r"(?i)\bhttps?://[^\s/?#@\"'<>]{1,200}@[a-z0-9\[]")
 _PUNYCODE = re.compile(r"(?i)\bhttps?://(?:[^\s/]*[.@])?xn--[a-z0-9-]+")
-_COMMENT = re.compile(r"<!--(?P<inside>[\s\S]{0,20000}?)-->|^\[//\]:\s*#\s*\((?P<inside2>[^)\n]*)\)", re.MULTILINE)
+_COMMENT = re.compile(
+    r"<!--(?P<inside>[\s\S]{0,20000}?)-->|^\[//\]:\s*#\s*\((?P<inside2>[^)\n]*)\)", re.MULTILINE
+)
 _LEAK = re.compile(r"!\[[^\]\n]{0,300}\]\(\s*<?https?://[^)\s]*(?:\{|%7b|\$\(|<)[^)\s]*", re.IGNORECASE)
 _MARKUP = re.compile(
     r"(?i)<\s*(?:script|iframe|object|embed|form|meta|link|svg|base)\b[^>]{0,500}|\son(?:error|load|click|mouseover)\s*=|"

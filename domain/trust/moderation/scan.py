@@ -39,7 +39,7 @@ FindSecrets = Callable[[str], Iterable[SecretMatch]]
 
 
 class ScannedPart(NamedTuple):
-    """A part as the scan sees it. `text` is given where the part holds text in another form, as a memory bundle does."""
+    """A part as the scan sees it; `text` is given where it holds text in another form, as a bundle does."""
 
     name: str
     role: str
@@ -96,7 +96,9 @@ def scan_part(part: ScannedPart, find: FindSecrets) -> Iterator[Finding]:
         yield from _secrets(part.name, text, find)
         for span in personal_data.find_personal_data(text):
             gravity = _PERSONAL.get(span.kind, "warn")
-            yield finding(f"personal_{span.kind}", part.name, gravity, text=text, start=span.start, end=span.end)
+            yield finding(
+                f"personal_{span.kind}", part.name, gravity, text=text, start=span.start, end=span.end
+            )
         yield from prompts.check_prompt(part.name, text, is_prompt=part.role == "prompts")
 
 
@@ -123,4 +125,6 @@ def rules_digest(scanner: str) -> str:
     rules = {name: module.definition() for name, module in modules.items()}
     rules["personal_data"] = personal_data.definition()
     weights = {"personal": _PERSONAL, "findings_max": FINDINGS_MAX}
-    return sealed(RULES_CONTEXT, {"version": VERSION, "scanner": scanner, "rules": rules, "weights": weights})[1]
+    return sealed(
+        RULES_CONTEXT, {"version": VERSION, "scanner": scanner, "rules": rules, "weights": weights}
+    )[1]

@@ -12,46 +12,15 @@ from collections.abc import Iterator
 from math import log2
 
 from domain.trust.moderation.findings import SecretMatch
+from domain.trust.moderation.secret_tables import ISSUERS, PAIRS, PREFIXES, WORDS
 
 # --------------------------------------------------------------------------- prefixes that issuers give
 
-# What issuers put before their keys, so that scanners can tell them: prefix, and how much follows at least.
-_PREFIXES: dict[str, int] = {
-    # forges, registries, builds
-    "ghp_": 36, "gho_": 36, "ghu_": 36, "ghs_": 36, "ghr_": 36, "github_pat_": 40, "glpat-": 20, "gldt-": 20,
-    "glrt-": 20, "glrtr-": 20, "glcbt-": 16, "glptt-": 30, "glft-": 20, "glimt-": 20, "glagent-": 30, "gloas-": 30,
-    "glsoat-": 20, "glffct-": 20, "_gitlab_session=": 32, "GR1348941": 20, "npm_": 36, "pypi-AgE": 30,
-    "rubygems_": 40, "CLOJARS_": 40, "dckr_pat_": 20, "dckr_oat_": 20, "packagist_": 30, "oy2": 43, "ATATT3": 60,
-    "ATCTT3": 60, "ATBB": 28, "bkua_": 30, "CCIPAT_": 30, "AKCp": 60, "cmVmd": 50, "HRKU-": 30, "nfp_": 30,
-    "sgp_": 20, "squ_": 30, "sqp_": 30, "sqa_": 30, "pul-": 30, "atlasv1.": 40, "sntrys_": 30,
-    "sntryu_": 30, "NRAK-": 20, "NRII-": 20, "NRJS-": 15, "NRBR-": 15, "glc_": 30, "glsa_": 30, "PMAK-": 30,
-    "rdme_": 40, "ico-": 30, "pnu_": 30, "sm_pat_": 16, "sm_aat_": 16, "sm_sat_": 16, "tk-us-": 40, "figd_": 30,
-    "lin_api_": 30, "ntn_": 30, "secret_": 40, "fio-u-": 50, "tfp_": 40, "dp.pt.": 30, "dp.st.": 30, "dp.ct.": 30,
-    "dp.sa.": 30, "dp.scim.": 30, "dp.audit.": 30, "s-s4t2ud-": 40, "s-s4t2af-": 40, "vercel_": 20, "rnd_": 20,
-    # clouds and networks
-    "AIza": 35, "ya29.": 30, "GOCSPX-": 24, "LTAI": 16, "AKID": 28, "AKLT": 20, "ABSK": 60, "bedrock-api-key-": 20,
-    "dop_v1_": 50, "doo_v1_": 50, "dor_v1_": 50, "sha256~": 40, "hvs.": 20, "hvb.": 60, "hvr.": 60, "fo1_": 40,
-    "fm1a_": 60, "fm1r_": 60, "fm2_": 60, "v1.0-": 100, "dapi": 32, "dt0c01.": 60, "dt0s": 60, "pscale_tkn_": 30,
-    "pscale_oauth_": 30, "pscale_pw_": 30, "tskey-": 20, "dnkey-": 60, "AQVN": 35, "t1.": 80, "YC": 38, "4b1d": 38,
-    "ops_eyJ": 60, "sbp_": 40, "CCDB1_": 30, "napi_": 40, "AGE-SECRET-KEY-1": 50, "sb_secret_": 20, "zpka_": 30,
-    # models and data
-    "sk-ant-": 30, "sk-proj-": 30, "sk-svcacct-": 30, "sk-admin-": 30, "sk-or-v1-": 40, "sk-": 32, "hf_": 30,
-    "api_org_": 30, "gsk_": 40, "xai-": 40, "pplx-": 40, "r8_": 30, "lsv2_": 40, "CFPAT-": 40, "p8e-": 30,
-    # money
-    "sk_live_": 10, "sk_test_": 10, "sk_prod_": 10, "rk_live_": 10, "rk_test_": 10, "rk_prod_": 10, "whsec_": 30,
-    "sq0atp-": 20, "sq0csp-": 40, "EAAA": 26, "shpat_": 30, "shpca_": 30, "shppa_": 30, "shpss_": 30, "EZAK": 50,
-    "EZTK": 50, "duffel_live_": 40, "duffel_test_": 40, "FLWSECK": 12, "FLWPUBK": 12, "shippo_live_": 40,
-    "shippo_test_": 40, "access_token$production$": 40, "APP_USR-": 40,
-    # messages
-    "xoxb-": 14, "xoxp-": 14, "xoxa-": 10, "xoxr-": 10, "xoxs-": 10, "xoxe-": 40, "xoxe.xoxb-": 40, "xoxe.xoxp-": 40,
-    "xapp-": 12, "SG.": 60, "xkeysib-": 60, "xsmtpsib-": 60, "pubkey-": 32, "key-": 32, "EAAM": 60, "EAAC": 60,
-    "EAAG": 60, "patch_": 99,
-}  # fmt: skip
-_TOKEN = r"[A-Za-z0-9_\-.+/=~%$:]"
+_SIGN = r"[A-Za-z0-9_\-.+/=~%$:]"
 _PREFIXED = re.compile(
     r"(?<![A-Za-z0-9_])(?P<prefix>"
-    + "|".join(re.escape(prefix) for prefix in sorted(_PREFIXES, key=len, reverse=True))
-    + rf")(?P<rest>{_TOKEN}{{10,600}})"
+    + "|".join(re.escape(prefix) for prefix in sorted(PREFIXES, key=len, reverse=True))
+    + rf")(?P<rest>{_SIGN}{{10,600}})"
 )
 
 # --------------------------------------------------------------------------- shapes that need no name
@@ -59,20 +28,22 @@ _PREFIXED = re.compile(
 _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("private_key", re.compile(
         r"-----BEGIN[ A-Z0-9_-]{0,60}PRIVATE KEY(?: BLOCK)?-----(?=[\s\S]{0,20}?(?P<value>[A-Za-z0-9+/=]{16,}))")),
-    ("private_key", re.compile(r"PuTTY-User-Key-File-[23]:[\s\S]{0,3000}?Private-Lines: \d+\s+(?P<value>[A-Za-z0-9+/=]{16,})")),
+    ("private_key", re.compile(
+        r"PuTTY-User-Key-File-[23]:[\s\S]{0,3000}?Private-Lines: \d+\s+(?P<value>[A-Za-z0-9+/=]{16,})")),
     ("aws_access_key", re.compile(
         r"(?<![A-Za-z0-9])(?P<value>(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AROA|AIDA)[A-Z2-7]{16})(?![A-Za-z0-9])")),
     ("one_password_key", re.compile(
         r"(?<![A-Za-z0-9])(?P<value>A3-[A-Z0-9]{6}-(?:[A-Z0-9]{11}|[A-Z0-9]{6}-[A-Z0-9]{5})(?:-[A-Z0-9]{5}){3})\b")),
     ("jwt", re.compile(
-        r"(?<![A-Za-z0-9_])(?P<value>ey[A-Za-z0-9_/-]{16,}\.ey[A-Za-z0-9_/\\-]{16,}\.(?:[A-Za-z0-9_/+=-]{8,})?)")),
+        r"(?<![A-Za-z0-9_])(?P<value>ey[A-Za-z0-9_/-]{16,}\.ey[A-Za-z0-9_/\\-]{16,}"
+        r"\.(?:[A-Za-z0-9_/+=-]{8,})?)")),
     ("jwt_base64", re.compile(r"(?<![A-Za-z0-9])(?P<value>ZXlK[A-Za-z0-9+/_-]{30,}={0,2})")),
     ("api_key_of_calls", re.compile(r"(?<![A-Za-z0-9])(?P<value>SK[0-9a-fA-F]{32})(?![A-Za-z0-9])")),
     ("grafana_key", re.compile(r"(?<![A-Za-z0-9])(?P<value>eyJrIjoi[A-Za-z0-9+/]{60,}={0,3})")),
     ("bot_token", re.compile(r"(?<![A-Za-z0-9])(?P<value>[0-9]{8,10}:A[A-Za-z0-9_-]{34})(?![A-Za-z0-9_-])")),
     ("personal_token", re.compile(
-        r"(?<![A-Za-z0-9])(?P<value>pat[A-Za-z0-9]{14}\.[a-f0-9]{64}|[ps]at\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9]{24}\.[A-Za-z0-9]{20})"
-        )),
+        r"(?<![A-Za-z0-9])(?P<value>pat[A-Za-z0-9]{14}\.[a-f0-9]{64}|"
+        r"[ps]at\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9]{24}\.[A-Za-z0-9]{20})")),
     ("vault_token", re.compile(r"(?<![\w.])(?P<value>s\.(?=[A-Za-z]*[0-9])[A-Za-z0-9]{24})(?!\w)")),
     ("deployment_key", re.compile(r"(?<![A-Za-z0-9-])(?P<value>API-[A-Z0-9]{26})(?![A-Za-z0-9-])")),
     ("map_token", re.compile(r"(?<![A-Za-z0-9])(?P<value>[ps]k\.[a-z0-9]{60}\.[a-z0-9]{22})(?![A-Za-z0-9])")),
@@ -100,31 +71,14 @@ _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
         r"[^\s:\"'$<]{1,64}:(?P<value>[^\s\"'$<>{}]{4,128})")),
     ("kubernetes_secret", re.compile(
         r"(?i)kind:[ \t]*[\"']?secret\b[\s\S]{0,300}?\b(?:data|stringdata):\s{1,20}[\w.-]+:[ \t]*[|>-]{0,2}\s{0,20}"
-        r"[\"']?(?P<value>[A-Za-z0-9+/]{10,}={0,3})|\b(?:data|stringdata):\s{1,20}[\w.-]+:[ \t]*[|>-]{0,2}\s{0,20}[\"']?"
-        r"(?P<value2>[A-Za-z0-9+/]{10,}={0,3})[\s\S]{0,300}?kind:[ \t]*[\"']?secret\b")),
+        r"[\"']?(?P<value>[A-Za-z0-9+/]{10,}={0,3})|"
+        r"\b(?:data|stringdata):\s{1,20}[\w.-]+:[ \t]*[|>-]{0,2}\s{0,20}[\"']?(?P<value2>[A-Za-z0-9+/]{10,}={0,3})[\s\S]{0,300}?kind:[ \t]*[\"']?secret\b")),
 )  # fmt: skip
 
 # --------------------------------------------------------------------------- names beside a value
 
-_WORDS = (
-    "secret|token|passw(?:or)?d|passwd|pwd|passphrase|passcode|credential|creds|api[_.\\- ]?key|access[_.\\- ]?key|"
-    "account[_.\\- ]?key|auth[_.\\- ]?key|private[_.\\- ]?key|secret[_.\\- ]?key|signing[_.\\- ]?key|client[_.\\- ]?key|"
-    "encryption[_.\\- ]?key|license[_.\\- ]?key|master[_.\\- ]?key|app[_.\\- ]?key|consumer[_.\\- ]?key|user[_.\\- ]?key|"
-    "insert[_.\\- ]?key|service[_.\\- ]?key|access[_.\\- ]?id|client[_.\\- ]?id|bearer|authorization|\\bauth\\b|oauth|apikey|hmac|webhook"
-)  # fmt: skip
-# Whose keys have no shape of their own: the name of the issuer beside a value drawn by chance.
-_ISSUERS = (
-    "adafruit|adobe|airtable|algolia|alibaba|asana|atlassian|confluence|jira|artifactory|jfrog|beamer|bitbucket|bittrex|"
-    "cloudflare|codecov|coinbase|confluent|contentful|databricks|datadog|digitalocean|discord|droneci|dropbox|duffel|"
-    "dynatrace|easypost|etsy|facebook|fastly|finicity|finnhub|flickr|freshbooks|freemius|gitter|gocardless|grafana|"
-    "harness|hashicorp|heroku|hubspot|intercom|kraken|kucoin|launchdarkly|linear|linked[-_]?in|lob|looker|mailchimp|mailgun|"
-    "mapbox|mattermost|meraki|message[-_]?bird|monday|netlify|new[-_]?relic|notion|nytimes|new[-_]?york[-_]?times|okta|openweather|"
-    "paypal|plaid|postmark|rapidapi|segment|sendbird|sendgrid|sentry|sidekiq|snyk|sonar|splunk|square(?:space)?|"
-    "private[-_]?ai|sumo(?:[-_]?logic)?|telegr|travis|trello|twilio|twitch|twitter|yandex|zendesk|bundle_enterprise|bundle_gems|"
-    "cohere|vault|consul|nuget|octopus|pagerduty|shodan|virustotal|etherscan|infura|mistral|deepseek|wandb"
-)  # fmt: skip
 _NAMED = re.compile(
-    rf"(?i)(?:(?P<word>{_WORDS})|(?P<issuer>{_ISSUERS}))(?P<more>[\w.\-]{{0,30}})"
+    rf"(?i)(?:(?P<word>{WORDS})|(?P<issuer>{ISSUERS}))(?P<more>[\w.\-]{{0,30}})"
     r"(?P<between>[ \t\"'`\])]{0,4}(?:[|:=?<>,]{1,4}| is | was |\"? value=)[\s\"'`:=>({\[,]{0,6})"
     r"(?:bearer\s|basic\s|token\s)?(?P<value>[A-Za-z0-9_\-.+/=~%!#^&*$][A-Za-z0-9_\-.+/=~%!@#^&*$:]{5,400})"
 )
@@ -144,7 +98,8 @@ _PLACEHOLDER = re.compile(
 _HEX = re.compile(r"[0-9a-f]+\Z|[0-9A-F]+\Z")
 _UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _ORDINARY = re.compile(
-    r"[\d.,:/_-]+\Z|v?\d+(?:\.\d+)+\S{0,12}\Z|(?:https?|file|ftp|s3)://|(?:\.{0,2}/)?(?:[\w.-]+/)+[\w.-]*\Z(?<=\.\w{2})|"
+    r"[\d.,:/_-]+\Z|v?\d+(?:\.\d+)+\S{0,12}\Z|(?:https?|file|ftp|s3)://|"
+    r"(?:\.{0,2}/)?(?:[\w.-]+/)+[\w.-]*\Z(?<=\.\w{2})|"
     r"[\w./-]+\.(?:py|js|ts|go|rs|md|txt|json|ya?ml|toml|html?|css|png|jpe?g|svg|sh|java|rb|php|cfg|ini|com|org|net|io|"
     r"dev|local|internal|parquet|csv|pem|key|crt)\Z|\d{4}-\d\d-\d\d[T ]?\S*\Z|sha\d[\w-]*[:~-].*|"
     r".*(?:[A-Z][a-z]{2,}){2,}\Z|[A-Za-z_]\w{2,30}={1,2}[\w.]{0,8}\Z|\w+\*\*?\w+\Z|(?:[\w.-]{0,12}/)+[\w.-]{0,12}\Z|"
@@ -152,17 +107,6 @@ _ORDINARY = re.compile(
 )
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _RUNS = re.compile(r"[A-Za-z]{3,}")
-# Pairs of letters that words are made of; four of five pairs in English are among them, one of four in chance.
-_PAIRS = frozenset(
-    "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha as ou io le ve co me de hi ri ro ic "
-    "ne ea ra ce li ch ll be ma si om ur ca el ta la ns di fo ho pe ec pr no ct us ac ot il tr ly nc et ut ss so rs un lo "
-    "wa ge ie wh ee wi em ad ol rt po we na ul ni ts mo ow pa im mi ai sh ir su id os iv ia am fi ci vi pl ig tu ev ld ry mp "
-    "fe bl ab gh ty op wo sa ay ex ke fr oo av ag if ap gr od bo sp rd do uc bu ei ov by rm ep tt oc fa ef cu rn sc gi da yo "
-    "cr cl du ga qu ue ff ba ey ls va um pp ua up lu go ht ru ug ds lt pi rc rr eg au ck ew mu br bi pt ak pu ui rg ib tl "
-    "ny ki rk ys ob mm fu ph og ms ye ud mb ip ub oi rl gu dr hr cc tw ft wn nu af hu nn eo vo rv nf xp gn sm fl iz ok nl my "
-    "gl aw ju oa eq sy sl ps jo lf nv je nk kn gs dy hy ze ks xt bs ik dd pt rp sk xi oe oy ws lv dl rf eu dg wr xa yi nm eb"
-    .split()
-)  # fmt: skip
 
 
 def is_placeholder(value: str) -> bool:
@@ -185,7 +129,7 @@ def is_wordy(value: str) -> bool:
     if letters < 0.5 * len(value):
         return False
     pairs = [run[at : at + 2].lower() for run in runs for at in range(len(run) - 1)]
-    return sum(pair in _PAIRS for pair in pairs) > 0.72 * len(pairs)
+    return sum(pair in PAIRS for pair in pairs) > 0.72 * len(pairs)
 
 
 def is_drawn(value: str, length_min: int = 10) -> bool:
@@ -238,13 +182,24 @@ _LOW = ("url_with_password", "password_of_a_command", "kubernetes_secret")
 
 
 def _is_said_of_passwords(value: str) -> bool:
-    return value.lower() in {"password", "passwd", "pass", "secret", "token", "pwd", "key", "user", "p%40ss", "port"}
+    return value.lower() in {
+        "password",
+        "passwd",
+        "pass",
+        "secret",
+        "token",
+        "pwd",
+        "key",
+        "user",
+        "p%40ss",
+        "port",
+    }
 
 
 def _prefixed(text: str) -> Iterator[SecretMatch]:
     for found in _PREFIXED.finditer(text):
         prefix, rest = found["prefix"], found["rest"].rstrip(".:=/-_%$~")
-        if len(rest) < _PREFIXES[prefix] or _PLACEHOLDER.search(rest):
+        if len(rest) < PREFIXES[prefix] or _PLACEHOLDER.search(rest):
             continue
         if entropy_bits(rest) >= min(3.2, 0.62 * log2(len(rest))) and not is_wordy(rest):
             yield SecretMatch("token_of_an_issuer", found.start("prefix"), found.start("rest") + len(rest))
@@ -283,6 +238,8 @@ def _is_sign(character: str) -> bool:
 def definition() -> list[str]:
     """List what the rules of this module are made of, for their address."""
     shapes = [f"{rule} {pattern.pattern}" for rule, pattern in _SHAPES]
-    others = [p.pattern for p in (_PREFIXED, _NAMED, _NO_SECRET, _PLACEHOLDER, _ORDINARY, _HEX, _UUID, _RUNS, _HUMP)]
-    limits = [f"{prefix} {size}" for prefix, size in sorted(_PREFIXES.items())]
-    return [*shapes, *others, *limits, " ".join(sorted(_PAIRS))]
+    others = [
+        p.pattern for p in (_PREFIXED, _NAMED, _NO_SECRET, _PLACEHOLDER, _ORDINARY, _HEX, _UUID, _RUNS, _HUMP)
+    ]
+    limits = [f"{prefix} {size}" for prefix, size in sorted(PREFIXES.items())]
+    return [*shapes, *others, *limits, " ".join(sorted(PAIRS))]

@@ -231,6 +231,14 @@ class TestSeeing:
             assert client.get("/v1/catalog/schema").status_code == 401
 
 
+async def restarted(shelf: Service) -> None:
+    """Let the catalogue read again what a process reads at its start."""
+    found = shelf.app.state.catalogue
+    await found.close()
+    found.start()
+    await found._warming
+
+
 class TestFollowing:
     def test_every_change_is_in_the_next_answer(self, shelf: Service) -> None:
         assert ask(shelf, q="clerk", provider="south")["total"] == 1
@@ -256,6 +264,20 @@ class TestFollowing:
         assert ask(shelf, q="clerk")["total"] == 3, "the id still says it"
         assert ask(shelf, q="finance")["total"] == 2
         assert ask(shelf, q="pensioner")["total"] == 1
+
+    def test_a_process_reads_at_its_start_what_most_say(
+        self, shelf: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(catalogue, "TEXT_KEYS_MIN", 2)
+        with psycopg.connect(shelf.runtime.url, autocommit=True) as connection:
+            connection.execute("ANALYZE catalogue")
+        shelf.run(restarted(shelf))
+        kept = shelf.app.state.catalogue._texts
+        assert {"'clerk'", "'tax'"} <= set(kept)
+        shelf.run(listed(shelf.runtime, "third-clerk", summary="a 'quoted' word"))
+        assert ask(shelf, q="clerk")["total"] == 3
+        assert ask(shelf, q="clerk tax")["total"] == 0
+        assert ask(shelf, q="third CLERKS")["total"] == 1
 
     def test_more_changes_than_are_taken_up_one_by_one_are_read_anew(
         self, shelf: Service, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,13 @@ def inspected(client: httpx.Client, capsule: Capsule) -> dict[str, Any]:
     return dict(found)
 
 
+def completed(world: CapsuleWorld, capsule: Capsule) -> bool:
+    """Export a capsule."""
+    found = world.export(capsule)
+    assert found["status"] == "completed", found["problem"]
+    return True
+
+
 def parts_of(capsule: Capsule) -> list[Part]:
     return [Part(part.name, part.bytes, capsule.open_part(part)) for part in capsule.manifest.parts]
 
@@ -124,7 +131,7 @@ class TestInspections:
     def test_a_submitted_capsule_is_scanned_and_evaluated(
         self, world: CapsuleWorld, olivia: httpx.Client, capsule: Capsule
     ) -> None:
-        assert world.export(capsule)["status"] == "completed"
+        assert completed(world, capsule)
         found = inspected(olivia, capsule)
         assert found["status"] == "inspected", found
         assert found["scan"]["verdict"] == "pass", found["scan"]
@@ -147,7 +154,7 @@ class TestInspections:
         final = world.capsule(
             "honest-hanna", items=30, parts={"report.json": ("evaluation_report", "application/json", data)}
         )
-        assert world.export(final)["status"] == "completed"
+        assert completed(world, final)
         found = inspected(olivia, final)
         assert found["evaluation"]["named_report"] == "equal"
         assert found["evaluation"]["compared"] == run["evaluation"]["compared"]
@@ -165,7 +172,7 @@ class TestInspections:
         )
         for part in borrowed.manifest.parts:
             upload(olivia, part.digest, borrowed.data[part.name])
-        assert world.export(borrowed)["status"] == "completed"
+        assert completed(world, borrowed)
         found = inspected(olivia, borrowed)
         assert found["evaluation"]["named_report"] == "differs"
         assert found["evaluation"]["passed"] is False
@@ -177,7 +184,7 @@ class TestInspections:
         prompt = json.dumps({"system": secret}).encode()
         leaky = world.capsule("leaky-lou", parts={"prompts.json": ("prompts", "application/json", prompt)})
         world.prepare(leaky)
-        assert world.export(leaky)["status"] == "completed"
+        assert completed(world, leaky)
         found = inspected(olivia, leaky)
         assert found["scan"]["verdict"] == "block"
         assert "MIIEowIBAAKCAQEAxGZ" not in json.dumps(found["scan"])
@@ -187,7 +194,7 @@ class TestInspections:
     ) -> None:
         twice = world.capsule("double-dan", items=20)
         world.prepare(twice)
-        assert world.export(twice)["status"] == "completed"
+        assert completed(world, twice)
         found = inspected(olivia, twice)
         told = {"scan": found["scan"], "evaluation": found["evaluation"]}
         again = capsules.RecordInspection(capsule_id=twice.address, **told)

@@ -68,11 +68,20 @@ def opa_server(place: Path, *words: str) -> Iterator[str]:
     """Run OPA with the policies given by words, and give its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(program()), "run", "--server", "--addr", f"127.0.0.1:{port}", "--disable-telemetry", *words]
+    command = [
+        str(program()),
+        "run",
+        "--server",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--disable-telemetry",
+        *words,
+    ]
     said = place / "opa.out"
-    with said.open("wb") as out, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-    ) as running:
+    with (
+        said.open("wb") as out,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as running,
+    ):
         try:
             _wait(f"http://127.0.0.1:{port}/health", running, said)
             yield f"http://127.0.0.1:{port}"

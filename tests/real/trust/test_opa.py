@@ -1,9 +1,10 @@
-"""Policies judged by a real Open Policy Agent: the same answers, the same addresses, and nothing allowed by accident."""
+"""Policies judged by a real Open Policy Agent: the same answers, and nothing allowed by accident."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ class TestTheSameAnswers:
         assert told == [(case.name, case.allow, case.reasons, case.obligations) for case in ALL]
 
     @pytest.mark.parametrize("package", PACKAGES)
-    def test_both_engines_say_the_same_to_the_letter_and_name_one_policy(self, opa: str, package: str) -> None:
+    def test_both_engines_say_the_same_to_the_letter_and_name_one_policy(
+        self, opa: str, package: str
+    ) -> None:
         for case in [case for case in ALL if case.package == package]:
             (there,) = ask(opa, (package, case.question))
             here = ask_inside(case)
@@ -83,8 +86,6 @@ class TestTheSameAnswers:
             assert here.engine.startswith("regopy")
 
     def test_opa_finds_nothing_to_complain_of_in_our_policies(self) -> None:
-        import subprocess
-
         for words in (["check", "--strict"], ["fmt", "--list", "--fail"]):
             run = subprocess.run([program(), *words, *map(str, TEXTS)], capture_output=True, text=True)
             assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -127,12 +128,17 @@ class TestNothingByAccident:
     def test_a_policy_of_another_form_allows_nothing(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "rental.rego").write_text(text)
         case = ALLOWED["soma.rental"]
-        with opa_server(tmp_path, str(tmp_path / "rental.rego")) as url, pytest.raises(PolicyUnavailableError):
+        with (
+            opa_server(tmp_path, str(tmp_path / "rental.rego")) as url,
+            pytest.raises(PolicyUnavailableError),
+        ):
             ask(url, (case.package, case.question))
 
     def test_a_server_that_asks_for_a_token_is_given_it(self, tmp_path: Path) -> None:
         rule = tmp_path / "authz.rego"
-        rule.write_text('package system.authz\n\ndefault allow := false\n\nallow if input.identity == "let-me"\n')
+        rule.write_text(
+            'package system.authz\n\ndefault allow := false\n\nallow if input.identity == "let-me"\n'
+        )
         words = ["--authentication=token", "--authorization=basic", str(rule), *map(str, TEXTS)]
         case = ALLOWED["soma.publish"]
         with opa_server(tmp_path, *words) as url:

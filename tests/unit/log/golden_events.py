@@ -119,6 +119,7 @@ def sample_text(name: str) -> str:
     if any(word in name for word in numeric):
         return "0.850000"
     known = {"currency": "USD", "purpose": "wallet", "side": "credit", "outcome": "split", "rule": "mean"}
+    known["version"] = "1.4.0"
     return known.get(name, f"{name.replace('_', '-')}-1")
 
 
@@ -154,6 +155,12 @@ def _begins(topic: str) -> bool:
         "succeeded",
         "enabled",
         "metered",
+        "requested",
+        "exported",
+        "imported",
+        "granted",
+        "extended",
+        "swept",
     }
     return topic.rpartition(".")[2] in begun
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -61,7 +61,9 @@ class TestCases:
     @pytest.mark.parametrize("package", PACKAGES)
     def test_every_obligation_occurs_in_an_allowed_case(self, package: str) -> None:
         named = set(re.findall(r'obligations contains "(\w+)"', read_policy(package, None).text))
-        assert named == {o for case in ALL if case.package == package and case.allow for o in case.obligations}
+        assert named == {
+            o for case in ALL if case.package == package and case.allow for o in case.obligations
+        }
 
     @pytest.mark.parametrize("package", PACKAGES)
     def test_an_input_of_a_table_fits_the_schema(self, package: str) -> None:
@@ -86,7 +88,7 @@ class TestNothingIsAllowedByMistake:
     ) -> None:
         assert not judge(engine, package, {"who": junk, "capsule": junk}).allow
 
-    WEIGHED = {
+    WEIGHED: ClassVar = {
         "soma.export": "who capsule.owners capsule.tools capsule.status constitution training action",
         "soma.import": "who capsule.owners capsule.tools capsule.status constitution signatures standing",
         "soma.publish": "who capsule.owners capsule.tools capsule.status capsule.pricing capsule.kill_switch_enabled "
@@ -102,7 +104,9 @@ class TestNothingIsAllowedByMistake:
         self, engine: RegoEngine, package: str
     ) -> None:
         base = next(case for case in ALL if case.package == package and case.allow).question
-        weighed = f"{self.WEIGHED[package]} {self.ALWAYS}" + (f" {self.SIGNED}" if "signatures" in base else "")
+        weighed = f"{self.WEIGHED[package]} {self.ALWAYS}" + (
+            f" {self.SIGNED}" if "signatures" in base else ""
+        )
         for place in weighed.split():
             for spoil in ("remove", None, "junk", [], {}, 0):
                 spoiled = json.loads(json.dumps(base))
@@ -121,7 +125,9 @@ class TestNothingIsAllowedByMistake:
 
 class TestTexts:
     @given(text=st.text())
-    def test_any_text_reaches_the_policy_as_it_is(self, tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    def test_any_text_reaches_the_policy_as_it_is(
+        self, tmp_path_factory: pytest.TempPathFactory, text: str
+    ) -> None:
         engine = echo(str(tmp_path_factory.getbasetemp()))
         assert judge(engine, "soma.export", {"x": text[:100]}).reasons == [text[:100]]
 
@@ -210,7 +216,9 @@ class TestOwnPolicies:
             asked = [engine.judge("soma.export", {"x": str(n)}, str(n)) for n in range(50)]
             return await asyncio.gather(*asked)
 
-        assert [(j.reasons, j.input_digest) for j in asyncio.run(ask())] == [([str(n)], str(n)) for n in range(50)]
+        assert [(j.reasons, j.input_digest) for j in asyncio.run(ask())] == [
+            ([str(n)], str(n)) for n in range(50)
+        ]
 
 
 def test_every_package_has_a_question() -> None:

@@ -74,7 +74,8 @@ def scanned(verdict: str = "pass", **counts: int) -> dict[str, Any]:
         "rule": "secret.key",
         "part": "prompts.json",
         "offset": 3,
-        "severity": verdict,
+        "line": 1,
+        "severity": "warn" if verdict == "warn" else "block",
         "match_digest": "ab",
     }
     return {

@@ -20,7 +20,7 @@ from domain.persona.evaluation.naming import named
 from domain.persona.evaluation.report import read_report
 from domain.persona.evaluation.subject import Document
 from domain.persona.manifest import PartRef, PersonaManifest, read_manifest
-from ops.evaluation_run import evaluated, memory_of
+from ops.evaluation_child import evaluated, memory_of
 
 HERE = Path(__file__).resolve().parents[3] / "docs" / "examples" / "persona_capsules"
 EXAMPLES = ("house_guide", "harbour_pilot")

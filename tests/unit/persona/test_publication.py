@@ -204,7 +204,14 @@ def test_an_inspection_that_is_told_twice_is_written_once() -> None:
 def test_findings_that_no_record_can_hold_are_cut_and_counted() -> None:
     async def scene(world: World) -> None:
         capsule = await submitted(world)
-        finding = {"rule": "r", "part": "p", "offset": 1, "match_digest": "x" * 500}
+        finding = {
+            "rule": "r",
+            "part": "p",
+            "offset": 1,
+            "line": 1,
+            "severity": "warn",
+            "match_digest": "x" * 500,
+        }
         scan = {"verdict": "warn", "finding_count": 500, "findings": [finding] * 200}
         command = capsules.RecordInspection(capsule_id=capsule.address, scan=scan, evaluation=PASSED)
         await world.told(capsules.record_inspection, command, INSPECTOR)

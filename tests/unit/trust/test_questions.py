@@ -94,7 +94,9 @@ class TestEveryQuestion:
     def test_a_member_too_many_or_too_few_is_told(self, package: str) -> None:
         question = questions()[package]
         assert question_faults(package, question | {"more": 1})
-        assert question_faults(package, {name: value for name, value in question.items() if name != "capsule"})
+        assert question_faults(
+            package, {name: value for name, value in question.items() if name != "capsule"}
+        )
         assert question_faults(package, question | {"who": question["who"] | {"roles": "owner"}})
 
 

@@ -41,7 +41,16 @@ class Evil:
         return (eval, ("1",))
 
 
-PICKLED: list[Any] = [Evil(), [Evil()], {"a": Evil()}, {"a": [1, 2.5, None]}, [1] * 40, "text" * 9, (1, 2, 3), OrderedDict(a=1)]
+PICKLED: list[Any] = [
+    Evil(),
+    [Evil()],
+    {"a": Evil()},
+    {"a": [1, 2.5, None]},
+    [1] * 40,
+    "text" * 9,
+    (1, 2, 3),
+    OrderedDict(a=1),
+]
 
 
 def tar() -> bytes:
@@ -69,7 +78,9 @@ class TestPickles:
     @pytest.mark.parametrize("value", PICKLED, ids=range(len(PICKLED)))
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     @pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", PARQUET, NUMPY])
-    def test_a_pickle_is_known_whatever_it_is_called(self, value: Any, protocol: int, media_type: str) -> None:
+    def test_a_pickle_is_known_whatever_it_is_called(
+        self, value: Any, protocol: int, media_type: str
+    ) -> None:
         assert is_pickle(pickle.dumps(value, protocol))
         assert "pickle" in rules(pickle.dumps(value, protocol), media_type)
 
@@ -117,7 +128,9 @@ class TestPrograms:
         dos = base64.b64encode(b"MZ\x90\x00\x03\0\0\0\x04" + bytes(range(60)))
         assert rules(b"x " + elf) == ["encoded_program"] == rules(b"y " + dos)
 
-    @pytest.mark.parametrize("name", ["a.exe", "run.SH", "m.pkl", "w.pt", "lib.so.6", "x.tar", "y.ipynb.py", "z.docm"])
+    @pytest.mark.parametrize(
+        "name", ["a.exe", "run.SH", "m.pkl", "w.pt", "lib.so.6", "x.tar", "y.ipynb.py", "z.docm"]
+    )
     def test_a_name_that_would_be_run_is_refused(self, name: str) -> None:
         assert rules(b"text", name=name) == ["unsafe_name"]
 

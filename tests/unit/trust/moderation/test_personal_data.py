@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -72,7 +73,9 @@ class TestChecks:
         if is_somebodys and int(address) < 0xE0000000:
             assert found(f"It came from {address}.") == [("ip_address", str(address))]
 
-    @pytest.mark.parametrize("wrong", ["000-12-3456", "666-12-3456", "912-12-3456", "123-00-4567", "123-45-0000"])
+    @pytest.mark.parametrize(
+        "wrong", ["000-12-3456", "666-12-3456", "912-12-3456", "123-00-4567", "123-45-0000"]
+    )
     def test_a_social_security_number_that_is_never_given_is_none(self, wrong: str) -> None:
         assert ("us_ssn", wrong) not in found(f"my SSN is {wrong}")
 
@@ -124,7 +127,7 @@ class TestForms:
     def test_any_text_is_read_and_places_are_inside_it_and_apart(self, text: str) -> None:
         spans = find_personal_data(text)
         assert all(0 <= span.start < span.end <= len(text) for span in spans)
-        assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.end <= b.start for a, b in pairwise(spans))
 
     def test_a_long_row_of_digits_takes_no_long_time(self) -> None:
         chance = Random(7)

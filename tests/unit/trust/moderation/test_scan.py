@@ -46,7 +46,10 @@ class TestVerdicts:
         ]
 
     def test_tools_that_write_warn_and_unknown_reach_blocks(self) -> None:
-        tools = [ToolFacts(tool="t", access_scope=scope) for scope in ("read", "write", "admin", "policy:mail", "root")]
+        tools = [
+            ToolFacts(tool="t", access_scope=scope)
+            for scope in ("read", "write", "admin", "policy:mail", "root")
+        ]
         report = scanned(tools=tuple(tools))
         assert [(f.rule, f.offset, f.severity) for f in report.findings] == [
             ("scope_unknown", 4, "block"),
@@ -56,9 +59,16 @@ class TestVerdicts:
         ]
 
     def test_the_text_of_a_memory_bundle_is_read_too(self) -> None:
-        bundle = ScannedPart("memory.parquet", "memory", PARQUET, b"PAR1" + b"\0" * 9 + b"PAR1", f"one\ntwo {KEY}\n")
+        bundle = ScannedPart(
+            "memory.parquet", "memory", PARQUET, b"PAR1" + b"\0" * 9 + b"PAR1", f"one\ntwo {KEY}\n"
+        )
         (found,) = scanned(bundle).findings
-        assert (found.rule, found.part, found.offset, found.line) == ("secret_git_lab_token", "memory.parquet", 8, 2)
+        assert (found.rule, found.part, found.offset, found.line) == (
+            "secret_git_lab_token",
+            "memory.parquet",
+            8,
+            2,
+        )
 
     def test_a_part_of_a_form_that_is_not_allowed_is_still_read(self) -> None:
         found = scanned(ScannedPart("x", "other", "application/octet-stream", KEY.encode())).findings
@@ -81,7 +91,10 @@ class TestReports:
 
     def test_a_report_fits_a_policys_question(self) -> None:
         facts = scanned(text_part(f"ann@example.org {KEY}")).facts
-        assert msgspec.to_builtins(facts) == {"verdict": "block", "counts": {"pass": 0, "warn": 1, "block": 1}}
+        assert msgspec.to_builtins(facts) == {
+            "verdict": "block",
+            "counts": {"pass": 0, "warn": 1, "block": 1},
+        }
 
     @given(st.lists(st.text(max_size=80), max_size=4))
     def test_the_same_bytes_have_the_same_report_in_any_order(self, texts: list[str]) -> None:
@@ -98,7 +111,9 @@ class TestReports:
             "sys.stdout.buffer.write(msgspec.json.encode(scan([part], [], s, scanner=s.identity)))\n"
         )
         text = f"ask ann@example.org\nwith {KEY} \u202e and 4532276644577020"
-        run = subprocess.run([sys.executable, "-c", words], cwd=ROOT, input=text.encode(), capture_output=True)
+        run = subprocess.run(
+            [sys.executable, "-c", words], cwd=ROOT, input=text.encode(), capture_output=True
+        )
         assert msgspec.json.decode(run.stdout, type=ScanReport) == scanned(text_part(text), tools=())
 
     def test_another_scanner_is_another_address_of_rules(self) -> None:

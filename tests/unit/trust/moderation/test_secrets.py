@@ -20,9 +20,11 @@ HEX = "0123456789abcdef"
 def drawn(seed: int, size: int, alphabet: str = LETTERS) -> str:
     """Draw a key of the alphabet that has a digit and a letter in it."""
     chance = Random(seed)
-    return "".join(chance.choice(alphabet) for _ in range(size - 2)) + "7k" if alphabet != HEX else "".join(
-        chance.choice(alphabet) for _ in range(size - 2)
-    ) + "7e"
+    return (
+        "".join(chance.choice(alphabet) for _ in range(size - 2)) + "7k"
+        if alphabet != HEX
+        else "".join(chance.choice(alphabet) for _ in range(size - 2)) + "7e"
+    )
 
 
 # What issuers give out, told by prefix, size and alphabet; the keys themselves are drawn here.
@@ -116,7 +118,9 @@ class TestLeftInPeace:
         assert places(text) == []
         assert list(SecretScanner()(text)) == []
 
-    @pytest.mark.parametrize("word", ["authentication_backend_2", "getUserByEmail2", "connection-string-for-tests1"])
+    @pytest.mark.parametrize(
+        "word", ["authentication_backend_2", "getUserByEmail2", "connection-string-for-tests1"]
+    )
     def test_words_are_told_from_chance(self, word: str) -> None:
         assert is_wordy(word)
         assert not is_drawn(word)
