@@ -6,6 +6,7 @@ new facet is a new option at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ marketplace_app = typer.Typer(
 
 PAGE = 100
 VALUES_SHOWN = 8
+WIDTH = 160
 
 
 @marketplace_app.callback()
@@ -49,7 +51,7 @@ def list_personas(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search personas; every facet the service knows is an option, such as --domain finance. Ends with 1 if none is found."""
+    """Search personas; every facet the service knows is an option, as --domain tax is; ends with 1 if none is found."""
     with Remote(url, token) as remote:
         schema = remote.get("/v1/catalog/schema")
         if filters:
@@ -114,15 +116,14 @@ def _show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = _console()
-    table = Table(
-        "persona", "name", "seller", "version", "status", "compliance", "signatures", "price", box=None
-    )
+    table = Table(box=None)
+    # What one would copy is never cut; the other words may break.
+    for title in ("persona", "version", "name", "seller", "status", "price"):
+        table.add_column(title, overflow="fold", no_wrap=title in ("persona", "version", "seller", "status"))
     for one in found["items"]:
-        status = one["status"] + (f" ({', '.join(one['degraded'])})" if one["degraded"] else "")
-        badge = (one["compliance"] or {}).get("badge", "")
         cells = (
-            one["persona_id"], one["display_name"], one["tenant"], one["version"] or "", status, badge,
-            one["trust"] or "", "; ".join(map(_price, one["pricing"])),
+            one["persona_id"], one["version"] or "", one["display_name"], one["tenant"], _status(one),
+            "\n".join(map(_price, one["pricing"])),
         )  # fmt: skip
         table.add_row(*map(escape, cells))
     console.print(table)
@@ -133,12 +134,28 @@ def _show(found: dict[str, Any]) -> None:
             console.print(f"  --{facet}: {escape(shown)}{', ...' if len(values) > VALUES_SHOWN else ''}")
 
 
+def _status(one: dict[str, Any]) -> str:
+    """Say where a persona stands, and below it whatever speaks against taking it as it is."""
+    badge = (one["compliance"] or {}).get("badge", "verified")
+    doubts = [*one["degraded"], *([badge] if badge != "verified" else [])]
+    doubts += [one["trust"]] if one["trust"] not in (None, "verified") else []
+    return "\n".join([one["status"], *doubts])
+
+
 def _price(option: dict[str, Any]) -> str:
     price = option["price"]
     minutes = option.get("billing_period_minutes")
     return f"{option['model']} {price['amount']} {price['currency']}" + (
-        f" / {minutes} min" if minutes else ""
+        f" / {_span(minutes)}" if minutes else ""
     )
+
+
+def _span(minutes: int) -> str:
+    """Say how long a billing period is, in the largest unit that divides it."""
+    for unit, size in (("day", 1_440), ("hour", 60)):
+        if minutes % size == 0:
+            return unit if minutes == size else f"{minutes // size} {unit}s"
+    return f"{minutes} min"
 
 
 def _show_filters(schema: dict[str, Any], as_json: bool) -> None:
@@ -159,4 +176,5 @@ def _show_filters(schema: dict[str, Any], as_json: bool) -> None:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    # Where nobody looks, nothing needs to be narrow.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)

@@ -190,43 +190,85 @@ def publish(
 ) -> None:
     """Take a persona as far as it goes: sealed, submitted, inspected, and published once all others have agreed.
 
-    Ends with 0 when it is published, with 3 while approvals or signatures are missing; run it again to go on.
+    Ends with 0 when it is published, with 3 while approvals or signatures are missing - run it again to go on - and
+    with 1 where something was found that neither will change.
     """
     with Remote(url, token) as remote, _bar(as_json) as progress:
         address = _address(remote, what, fence, wait, progress)
-        capsule = _inspected(remote, address, wait, progress)
-        before = remote.get(f"/v1/capsules/{address}/preflight")
-        if capsule["status"] == "inspected" and before["publishable"]:
+        capsule, missing = _inspected(remote, address, wait, progress)
+        if capsule["status"] not in ("inspected", "published") or not missing:
+            # A capsule that was taken off the market is refused here, in the service's own words.
             capsule = remote.post(f"/v1/capsules/{address}/publish")
-            before["missing"] = []
-    _tell_publication(address, capsule, before, as_json)
-    raise typer.Exit(0 if capsule["status"] == "published" else WAITING)
+    _tell_publication(address, capsule, missing, as_json)
+    if capsule["status"] != "published":
+        raise typer.Exit(1 if _found(missing) else WAITING)
 
 
-def _inspected(remote: Remote, address: str, wait: float, progress: Progress) -> Any:
-    """Submit a capsule unless it was, and wait until it was scanned and evaluated."""
+def _inspected(remote: Remote, address: str, wait: float, progress: Progress) -> tuple[Any, list[Any]]:
+    """Submit a capsule unless that is done, wait until it was scanned and evaluated, and say what is missing."""
     from api.persona_remote import waited
 
     path = f"/v1/capsules/{address}"
-    capsule = remote.get(path)
-    if capsule["status"] == "exported":
+    missing: list[Any] = []
+    if _submittable(remote.get(path)["status"], missing):
         remote.post(f"{path}/submit")
-    return waited(remote, path, "submitted", wait, progress)
+    capsule = waited(remote, path, "submitted", wait, progress)
+    missing = _missing(remote, path, capsule)
+    if _submittable(capsule["status"], missing):
+        remote.post(f"{path}/submit")
+        capsule = waited(remote, path, "submitted", wait, progress)
+        missing = _missing(remote, path, capsule)
+    return capsule, missing
 
 
-def _tell_publication(address: str, capsule: Any, preflight: Any, as_json: bool) -> None:
+def _missing(remote: Remote, path: str, capsule: Any) -> list[Any]:
+    if capsule["status"] == "published":
+        return []
+    return list(remote.get(f"{path}/preflight")["missing"])
+
+
+def _submittable(status: str, missing: list[Any]) -> bool:
+    """Say whether a capsule waits for being submitted: for the first time, or since its review ran out."""
+    ran_out = any(one["code"] == "not_approved" and one["facts"]["status"] == "expired" for one in missing)
+    return status in ("exported", "imported") or (status == "inspected" and ran_out)
+
+
+def _found(missing: list[Any]) -> list[Any]:
+    """Pick what no further approval or signature will change."""
+    waits = [one for one in missing if one["code"] in ("not_approved", "threshold_not_met")]
+    rejected = [one for one in waits if one["facts"].get("status") in ("rejected", "closed")]
+    # The policy repeats what the gates say; alone it says something of its own.
+    others = [one for one in missing if one not in waits and (one["code"] != "policy_denied" or not waits)]
+    return rejected + others
+
+
+def _tell_publication(address: str, capsule: Any, missing: list[Any], as_json: bool) -> None:
     if as_json:
-        missing = [] if capsule["status"] == "published" else preflight["missing"]
         print_json({"capsule": address, "status": capsule["status"], "missing": missing})
         return
     print(address)
-    print(f"{capsule['status']}", file=sys.stderr)
+    print(capsule["status"], file=sys.stderr)
     if capsule["status"] == "published":
         return
-    for one in preflight["missing"]:
+    for one in missing:
         print(f"  missing: {one['detail']} ({one['code']})", file=sys.stderr)
-    print("Reviewers decide with `soma trust decide`, signers sign with `soma sign`.", file=sys.stderr)
-    print("Then run this again.", file=sys.stderr)
+        for line in _details(one["facts"]):
+            print(f"    {line}", file=sys.stderr)
+    if _found(missing):
+        print(
+            "No approval or signature changes this: mend it, and publish it as another version.",
+            file=sys.stderr,
+        )
+    else:
+        print("Reviewers decide with `soma trust decide`, signers sign with `soma sign`.", file=sys.stderr)
+        print("Then run this again.", file=sys.stderr)
+
+
+def _details(facts: Any) -> list[str]:
+    """Name what was found, and where; never the found text, which may be a secret."""
+    findings = facts.get("findings") or []
+    places = [f"{one['severity']} {one['rule']} in {one['part']}, line {one['line']}" for one in findings]
+    return places + list(facts.get("why") or [])
 
 
 # --------------------------------------------------------------------------- verify
@@ -257,8 +299,8 @@ def verify(
     manifest = verify_archive(archive, None if capsule is None else _full(capsule))
     address = named_address(manifest, capsule)
     named = manifest.governance.constitution
-    if constitution is not None and named != constitution:
-        raise ConstitutionMismatchError(expected=constitution, found=named)
+    if constitution is not None and named != _full(constitution):
+        raise ConstitutionMismatchError(expected=_full(constitution), found=named)
     found = None if unsigned else _vouched(manifest, _beside(archive, attestations), policy)
     if as_json:
         print_json(
@@ -292,7 +334,7 @@ def _vouched(manifest: PersonaManifest, sent: Any, policy: str | None) -> Verifi
         raise InvalidError(
             "name the signer policy you trust with --policy, or look at the archive --unsigned"
         )
-    return vouched(manifest, sent, policy, moment_text(datetime.now(UTC)))
+    return vouched(manifest, sent, _full(policy), moment_text(datetime.now(UTC)))
 
 
 def _show_verified(manifest: PersonaManifest, found: Verification | None) -> None:

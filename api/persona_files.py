@@ -121,11 +121,11 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    path = folder / name
-    # Part names are checked by the manifest; before that a name must not lead out of the folder.
-    if path.parent.resolve() != folder.resolve() or not path.is_file():
-        raise ArtifactNotFoundError(f"{name[:200]} is not a file of {folder}", part=name[:200])
-    return path
+    # Looked up among what the folder holds: a name that is not checked yet can lead nowhere else.
+    for path in folder.iterdir():
+        if path.name == name and path.is_file():
+            return path
+    raise ArtifactNotFoundError(f"{name[:200]!r} is not a file of {folder}", part=name[:200])
 
 
 # --------------------------------------------------------------------------- archives

@@ -27,8 +27,10 @@ log = telemetry.logger(__name__)
 
 VALUES_MAX = 50
 # Words that many personas say are kept as bits, 12.5 KB each with 100,000 personas; others are looked up again.
-TEXTS_MAX = 256
-TEXT_KEYS_MIN = 5_000
+TEXTS_MAX = 1_024
+TEXT_KEYS_MIN = 1_000
+# As many of them are read when a process starts.
+COMMON_MAX = 128
 # What searches come to in lexemes, such as "ledgers tax" to `'ledger'` and `'tax'`.
 QUERIES_MAX = 10_000
 # Who lags further behind than this reads everything again.
@@ -54,9 +56,9 @@ _LEXED = (
     "SELECT websearch_to_tsquery('public.catalogue_words', part)::text"
     " FROM unnest(%s::text[]) WITH ORDINALITY AS t(part, n) ORDER BY n"
 )
-# The words most personas say, by what ANALYZE last found.
+# The words most personas say, by what ANALYZE last found, as queries print them.
 _COMMON = (
-    "SELECT quote_literal(word) FROM pg_class c, pg_stats s,"
+    "SELECT '''' || replace(replace(word, '\\', '\\\\'), '''', '''''') || '''' FROM pg_class c, pg_stats s,"
     " unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs::real[]) AS w(word, share)"
     " WHERE c.oid = 'public.catalogue'::regclass AND s.schemaname = 'public' AND s.tablename = 'catalogue'"
     " AND s.attname = 'words' AND word IS NOT NULL AND share * c.reltuples >= %s ORDER BY share DESC LIMIT %s"
@@ -172,7 +174,7 @@ class Catalogue:
             async with reading(self._pool) as cursor:
                 async with self._refreshing:
                     await self._refresh(cursor)
-                await cursor.execute(_COMMON, (TEXT_KEYS_MIN, TEXTS_MAX // 2))
+                await cursor.execute(_COMMON, (TEXT_KEYS_MIN, COMMON_MAX))
                 for (query,) in await cursor.fetchall():
                     await self._say(cursor, [query])
         except UnavailableError:

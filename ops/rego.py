@@ -50,6 +50,7 @@ class PolicyEngine(Protocol):
 
 def open_engine(settings: Settings) -> PolicyEngine:
     """Open the engine of the settings: OPA where there is a URL, else the one inside this process."""
+    telemetry.policies_known(PACKAGES)
     if settings.opa_url is not None:
         token = settings.opa_token.get_secret_value() if settings.opa_token else None
         return RemoteOpa(settings.opa_url, token, settings.opa_timeout_s)

@@ -25,6 +25,8 @@ _IMPORT = re.compile(r"^\s*import\s+([\w.]+)", re.MULTILINE)
 _OUTSIDE = re.compile(
     r"\bdata\b|\$[\"`]|\b(?:http\.send|opa\.runtime|net\.\w+|time\.now_ns|rand\.\w+|uuid\.rfc4122|trace|print)\b"
 )
+# The engine inside takes `not` at this place for true, where OPA refuses; a rule of its own says the same in both.
+_NOT_IN_EVERY = re.compile(r"\bevery\b[^{}]*\{[^{}]*\bnot\b")
 _IMPORTS = frozenset({"rego.v1", "future.keywords", "future.keywords.if", "future.keywords.in",
                       "future.keywords.contains", "future.keywords.every"})  # fmt: skip
 
@@ -89,6 +91,8 @@ def _fault(package: str, text: str) -> str | None:
     for name in _IMPORT.findall(spoken):
         if name not in _IMPORTS:
             return f"imports {name}; a policy stands on its own"
+    if _NOT_IN_EVERY.search(spoken):
+        return "says `not` inside `every`, which engines read differently; put it into a rule of its own"
     if found := _OUTSIDE.search(spoken):
         return f"uses {found[0]}; a policy reads its input and nothing else"
     return None

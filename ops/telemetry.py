@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TextIO
 
 import structlog
@@ -382,6 +382,13 @@ POLICY_SECONDS = Histogram(
 )
 
 _RULE = re.compile(r"[a-z][a-z0-9_]{0,39}(?=:|\Z)", re.ASCII)
+
+
+def policies_known(packages: Sequence[str]) -> None:
+    """Begin to count every policy's answers at zero, so that the first failure of one is seen as a rise."""
+    for package in packages:
+        for outcome in ("allowed", "denied", "unavailable"):
+            POLICY_JUDGEMENTS.labels(package, outcome)
 
 
 def policy_judged(package: str, allow: bool, reasons: list[str], seconds: float) -> None:

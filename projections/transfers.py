@@ -28,7 +28,7 @@ from domain.errors import CapsuleTamperedError, LedgerError, LogDamagedError, Ob
 from domain.ledger import Answer, Caller, UseCase
 from domain.log.records import Aggregate
 from domain.persona.archive import ArchiveLimits, archive_bytes, read_archive, write_archive
-from domain.persona.attempts import Problem, problem_of, told
+from domain.persona.attempts import KeptRefusal, problem_of, told
 from domain.persona.imports import (
     AcceptImport,
     CapsuleImport,
@@ -191,7 +191,7 @@ class TransferRunner:
             return asked.status
         self._reached("import", progress, 1)
         try:
-            manifest = await asyncio.to_thread(self._verify, asked.archive, progress)
+            manifest = await asyncio.to_thread(self._verify, asked, progress)
         except Exception as error:  # noqa: BLE001 - a bug refuses this import and no other
             return await self._refuse(name, _problem(error), None, causation)
         self._reached("import", progress, 2)
@@ -211,12 +211,14 @@ class TransferRunner:
         self._reached("import", progress, 5)
         return status
 
-    def _verify(self, archive: str, progress: Progress) -> PersonaManifest:
-        """Read an archive to its end and keep nothing of it."""
+    def _verify(self, asked: CapsuleImport, progress: Progress) -> PersonaManifest:
+        """Read an archive to its end, as the capsule its attestations are about, and keep nothing of it."""
         vault = self._runtime.vault
-        progress.bytes_total = vault.size_bytes(archive)
+        assert asked.attestations is not None, "an import that was requested has attestations"
+        progress.bytes_total = vault.size_bytes(asked.archive)
         limits = ArchiveLimits(archive_bytes_max=self._runtime.settings.artifact_bytes_max)
-        return read_archive(progress.count(vault.read(archive)), _leave, limits=limits)
+        chunks, address = progress.count(vault.read(asked.archive)), asked.attestations.capsule
+        return read_archive(chunks, _leave, address=address, limits=limits)
 
     def _keep(self, archive: str, manifest: PersonaManifest, progress: Progress) -> TokenEstimate:
         """Put the parts into the vault, each under what it hashes to; then look into them."""
@@ -230,7 +232,7 @@ class TransferRunner:
         return examine(vault, manifest)
 
     async def _refuse(
-        self, name: str, why: Problem, document: dict[str, Any] | None, causation: str | None
+        self, name: str, why: KeptRefusal, document: dict[str, Any] | None, causation: str | None
     ) -> str:
         command = RefuseImport(
             import_id=name, code=why.code, detail=why.detail, facts=why.facts, manifest=document
@@ -306,7 +308,7 @@ def examine(vault: Vault, manifest: PersonaManifest) -> TokenEstimate:
     return counter.estimate()
 
 
-def _problem(error: Exception) -> Problem:
+def _problem(error: Exception) -> KeptRefusal:
     """Say why a transfer came to nothing; an outage is no reason, and is raised again.
 
     Errors: unavailable.

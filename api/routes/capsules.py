@@ -48,9 +48,9 @@ router = APIRouter(prefix="/v1/capsules", tags=["capsules"], route_class=JsonRou
 CapsuleId = Annotated[
     str,
     Path(
-        max_length=137,
-        pattern=r"^(?:sha3-512:)?[0-9a-f]{128}$",
-        description="The capsule's address, with or without its prefix.",
+        max_length=200,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+        description="The capsule's address, or the 128 digits of it.",
     ),
 ]
 Status = Literal[

@@ -11,7 +11,9 @@ from fastapi.responses import Response, StreamingResponse
 from api.http import (
     READ_PROBLEMS,
     WRITE_PROBLEMS,
+    Correlation,
     Cursor,
+    Envelope,
     Id,
     JsonRoute,
     Limit,
@@ -112,10 +114,12 @@ async def get_import(import_id: Id, who: Who, request: Request) -> Response:
     responses={**READ_PROBLEMS, **{code: WRITE_PROBLEMS[code] for code in (409, 422)}, **BYTES},
     response_class=StreamingResponse,
 )
-async def download_archive(capsule_id: Id, opened: Open, who: Who, sent: Sent, request: Request) -> Response:
+async def download_archive(
+    capsule_id: Id, opened: Open, who: Who, request: Request, correlation: Correlation = None
+) -> Response:
     """Send a capsule's archive, once the log says to whom; `Range: bytes=N-` sends it from a byte on."""
     command = DownloadCapsule(capsule_id=capsule_id)
-    answer = await _attempted(request, download_capsule, command, who, sent)
+    answer = await _attempted(request, download_capsule, command, who, Envelope(correlation=correlation))
     granted = msgspec.json.decode(answer.body, type=CapsuleDownload)
     assert granted.archive is not None, "a download that is granted names an archive"
     assert granted.archive_bytes is not None

@@ -16,7 +16,7 @@ DEPTH_MAX = 8
 DROPPED = {"note": "the facts are too many to be kept in the log"}
 
 
-class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeptRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Why an attempt came to nothing: the code of a refusal, its words and its facts."""
 
     code: str
@@ -25,20 +25,20 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Refused(msgspec.Struct):
-    problem: Problem | None = None
+    problem: KeptRefusal | None = None
 
 
-def problem_of(refusal: LedgerError) -> Problem:
+def problem_of(refusal: LedgerError) -> KeptRefusal:
     """Write a refusal in the form that the log keeps."""
     return told(refusal.code, refusal.message, refusal.facts)
 
 
-def told(code: str, detail: str, facts: dict[str, Any]) -> Problem:
+def told(code: str, detail: str, facts: dict[str, Any]) -> KeptRefusal:
     """Write a refusal that somebody tells of; what no record can hold is replaced, and what is too long is cut."""
     kept = recordable(facts)
     if len(orjson.dumps(kept)) > FACTS_BYTES_MAX:
         kept = DROPPED
-    return Problem(code, _text(detail), kept)
+    return KeptRefusal(code, _text(detail), kept)
 
 
 def refusal_of(answer: bytes) -> LedgerError | None:
@@ -47,7 +47,7 @@ def refusal_of(answer: bytes) -> LedgerError | None:
     return None if problem is None else refusal(problem)
 
 
-def refusal(problem: Problem) -> LedgerError:
+def refusal(problem: KeptRefusal) -> LedgerError:
     """Make a refusal again of what the log keeps of it; a code that nobody knows any more becomes `unprocessable`."""
     error = REGISTRY.get(problem.code, UnprocessableError)(problem.detail)
     error.facts = problem.facts

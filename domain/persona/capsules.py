@@ -27,7 +27,7 @@ from domain.errors import (
 from domain.fields import Command
 from domain.ledger import Caller, Case, allow
 from domain.log.records import Aggregate, Event, Record, encode_state
-from domain.persona.attempts import Problem, recordable, told
+from domain.persona.attempts import KeptRefusal, recordable, told
 from domain.persona.facts import owners_of
 from domain.persona.manifest import capsule_id
 from domain.persona.personas import AUTHORS, Persona, note_review, note_version
@@ -84,7 +84,7 @@ class Capsule(Aggregate):
     submitted_at: str | None = None
     scan: Scan | None = None
     evaluation: dict[str, Any] | None = None
-    inspection_failure: Problem | None = None
+    inspection_failure: KeptRefusal | None = None
     is_override: bool = False
     published_at: str | None = None
     trust: str = "none"
@@ -183,7 +183,7 @@ class Capsule(Aggregate):
         detail: str
 
         def apply(self, capsule: Capsule, record: Record) -> None:
-            capsule.inspection_failure = Problem(self.code, self.detail, {})
+            capsule.inspection_failure = KeptRefusal(self.code, self.detail, {})
             capsule.status = "inspected"
 
     class Published(Event, frozen=True):

@@ -31,7 +31,7 @@ from domain.fields import Command
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record, encode_state
 from domain.persona.artifacts import get_artifact, own_artifact
-from domain.persona.attempts import Problem, need, problem_of, told
+from domain.persona.attempts import KeptRefusal, need, problem_of, told
 from domain.persona.capsules import Capsule, check_usable
 from domain.persona.facts import capsule_facts, constitution_in_force, owners_of, signature_facts
 from domain.persona.manifest import PersonaManifest, capsule_id, parse_manifest
@@ -115,7 +115,7 @@ class CapsuleImport(Aggregate):
     capsule: str | None = None
     persona_id: str | None = None
     persona_version: str | None = None
-    problem: Problem | None = None
+    problem: KeptRefusal | None = None
 
     class Requested(Event, frozen=True):
         """Somebody brought an archive and what vouches for it; a worker unpacks it."""
@@ -157,7 +157,7 @@ class CapsuleImport(Aggregate):
         archive: str
         capsule: str | None
         code: str
-        problem: Problem
+        problem: KeptRefusal
 
         def apply(self, taken: CapsuleImport, record: Record) -> None:
             taken.archive, taken.capsule = self.archive, self.capsule
@@ -465,7 +465,7 @@ def _holding_id(tenant: str, manifest: PersonaManifest) -> str:
     return f"{tenant}.{manifest.metadata.persona_id}"
 
 
-def _refuse(case: Case, taken: CapsuleImport, capsule: str | None, problem: Problem) -> CapsuleImport:
+def _refuse(case: Case, taken: CapsuleImport, capsule: str | None, problem: KeptRefusal) -> CapsuleImport:
     refused = CapsuleImport.Refused(
         archive=taken.archive, capsule=capsule, code=problem.code, problem=problem
     )

@@ -31,7 +31,7 @@ from domain.errors import (
 )
 from domain.fields import Reason
 from domain.ledger import Case, allow
-from domain.persona.attempts import Problem, problem_of
+from domain.persona.attempts import KeptRefusal, problem_of
 from domain.persona.capsules import Capsule, CapsuleStep, Scan, own_capsule, persona_of, read_capsule
 from domain.persona.facts import asker, capsule_facts, constitution_in_force, signature_facts
 from domain.persona.listings import relist
@@ -40,6 +40,7 @@ from domain.trust.constitutions import check_constitution
 from domain.trust.judgements import Judgement, Judgements, check_allowed, judged
 from domain.trust.questions import (
     ApprovalFacts,
+    Asker,
     EvaluationFacts,
     ScanCounts,
     ScanFacts,
@@ -69,7 +70,7 @@ class Preflight(msgspec.Struct):
     capsule: str
     status: str
     publishable: bool
-    missing: list[Problem]
+    missing: list[KeptRefusal]
     verification: Verification
     approvals_given: int
     approvals_required: int
@@ -134,7 +135,7 @@ def reinstate_capsule(case: Case, command: ReinstateCapsule, *, judgements: Judg
 def preflight(case: Case, command: CapsuleStep, *, judgements: Judgements) -> Preflight:
     """Say what publishing would come to, and everything that is missing; nothing is written.
 
-    The policy is asked as if the capsule's author published it now.
+    For those who may not publish it themselves, the policy is asked as if who submitted it did.
     Errors: capsule_not_found, signer_policy_missing.
     """
     capsule = read_capsule(case, command.capsule_id)
@@ -239,7 +240,7 @@ def _question(case: Case, capsule: Capsule, review: Review | None, checked: Veri
     counts = scan.counts if scan else {}
     facts = capsule_facts(capsule.manifest, capsule.address, capsule.tenant, capsule.status)
     return publish_question(
-        who=asker(case),
+        who=_publisher(case, capsule),
         capsule=facts,
         in_force=constitution_in_force(case),
         scan=ScanFacts(
@@ -250,7 +251,16 @@ def _question(case: Case, capsule: Capsule, review: Review | None, checked: Veri
         approvals=_approvals(case, review, [tool.tool for tool in facts.tools]),
         signatures=signature_facts(checked),
         now=case.now,
+        action="reinstate" if capsule.status == "suspended" else "publish",
     )
+
+
+def _publisher(case: Case, capsule: Capsule) -> Asker:
+    """Name who publishes: the caller; and where somebody else only looks, who submitted it, as an owner."""
+    who = case.caller
+    if "operator" in who.roles or (who.tenant == capsule.tenant and who.roles & set(AUTHORS)):
+        return asker(case)
+    return Asker.of(capsule.submitted_by or "nobody", capsule.tenant, ["owner"])
 
 
 def _verdict(scan: Scan | None) -> Literal["none", "pass", "warn", "block"]:

@@ -32,7 +32,7 @@ from domain.fields import Command
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.persona.artifacts import Artifact, artifact_id, get_artifact
-from domain.persona.attempts import Problem, need, problem_of, told
+from domain.persona.attempts import KeptRefusal, need, problem_of, told
 from domain.persona.capsules import Capsule, check_not_ended, may_read
 from domain.persona.facts import asker, capsule_facts, constitution_in_force, training_facts
 from domain.persona.manifest import PersonaManifest, capsule_id, read_manifest
@@ -65,7 +65,7 @@ class CapsuleExport(Aggregate):
     archive: str | None = None
     archive_bytes: int | None = None
     token_estimate: TokenEstimate | None = None
-    problem: Problem | None = None
+    problem: KeptRefusal | None = None
 
     class Requested(Event, frozen=True):
         """Somebody asked for a capsule, and may have it; a worker packs it."""
@@ -96,7 +96,7 @@ class CapsuleExport(Aggregate):
         capsule: str
         submitted: str
         code: str
-        problem: Problem
+        problem: KeptRefusal
 
         def apply(self, export: CapsuleExport, record: Record) -> None:
             export.persona_id, export.persona_version = self.persona_id, self.version
@@ -128,7 +128,7 @@ class CapsuleExport(Aggregate):
         persona_id: str
         capsule: str
         code: str
-        problem: Problem
+        problem: KeptRefusal
 
         def apply(self, export: CapsuleExport, record: Record) -> None:
             export.status, export.problem = "failed", self.problem
@@ -150,7 +150,7 @@ class CapsuleDownload(Aggregate):
     status: str = "granted"
     archive: str | None = None
     archive_bytes: int | None = None
-    problem: Problem | None = None
+    problem: KeptRefusal | None = None
 
     class Granted(Event, frozen=True):
         """The archive of a capsule is sent to somebody."""
@@ -175,7 +175,7 @@ class CapsuleDownload(Aggregate):
 
         capsule: str
         code: str
-        problem: Problem
+        problem: KeptRefusal
 
         def apply(self, download: CapsuleDownload, record: Record) -> None:
             download.capsule = self.capsule
@@ -457,7 +457,7 @@ def _seal(case: Case, export: CapsuleExport) -> Capsule:
     return case.create(Capsule, capsule_id(export.capsule), exported, tenant=export.tenant)
 
 
-def _failed(case: Case, export: CapsuleExport, problem: Problem) -> CapsuleExport:
+def _failed(case: Case, export: CapsuleExport, problem: KeptRefusal) -> CapsuleExport:
     failed = CapsuleExport.Failed(
         persona_id=export.persona_id, capsule=export.capsule, code=problem.code, problem=problem
     )

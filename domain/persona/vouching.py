@@ -10,7 +10,7 @@ from domain.errors import (
     AttestationsMalformedError,
     CapsuleTamperedError,
     ConstitutionMismatchError,
-    SignerPolicyMissingError,
+    SignatureRefusedError,
 )
 from domain.persona.imports import read_attestations
 from domain.persona.manifest import PersonaManifest
@@ -23,14 +23,17 @@ def vouched(manifest: PersonaManifest, sent: Any, policy: str, now: str) -> Veri
     """Verify the signatures beside a capsule under the one policy that is trusted, given by its address.
 
     Keys that were revoked since are not known here; a service that pins the policy knows them.
-    Errors: attestations_malformed, capsule_tampered, constitution_mismatch, malformed_envelope, signer_policy_missing.
+    Errors: attestations_malformed, capsule_tampered, constitution_mismatch, malformed_envelope, signature_refused.
     """
     if not isinstance(sent, dict):
         raise AttestationsMalformedError("attestations are a JSON object")
     attestations = read_attestations(sent)
     if attestations.policy != policy:
-        raise SignerPolicyMissingError(
-            "the attestations are under another policy", expected=policy, found=attestations.policy
+        raise SignatureRefusedError(
+            "the attestations are under another policy than the one that is trusted",
+            reason="wrong_policy",
+            expected=policy,
+            found=attestations.policy,
         )
     if attestations.capsule != manifest.address:
         raise CapsuleTamperedError(

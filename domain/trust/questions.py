@@ -179,10 +179,10 @@ class ImportQuestion(_Part, frozen=True, kw_only=True):
 
 
 class PublishQuestion(_Part, frozen=True, kw_only=True):
-    """Whether this capsule may be published."""
+    """Whether this capsule may be published, or a suspended one published again."""
 
     schema: Literal["soma/policy_input/1"] = SCHEMA
-    action: Literal["publish"] = "publish"
+    action: Literal["publish", "reinstate"] = "publish"
     who: Asker
     capsule: CapsuleFacts
     constitution: ConstitutionFacts
@@ -265,9 +265,11 @@ def publish_question(
     approvals: ApprovalFacts,
     signatures: SignatureFacts,
     now: str,
+    action: Literal["publish", "reinstate"] = "publish",
 ) -> dict[str, Any]:
-    """Ask whether a capsule may be published."""
+    """Ask whether a capsule may be published, or a suspended one published again."""
     asked = PublishQuestion(
+        action=action,
         who=who,
         capsule=capsule,
         constitution=_compared(in_force, capsule),

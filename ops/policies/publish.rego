@@ -1,4 +1,4 @@
-# May a capsule be published?
+# May a capsule be published, or a suspended one be reinstated?
 #
 # Each requirement is met by what the input says, or it is a reason against. The decision holds approvals, signatures
 # and the constitution against the log by itself as well; this policy is asked besides, and either can refuse.
@@ -37,6 +37,9 @@ met contains "approved" if {
 	input.approvals.given >= input.approvals.required
 }
 
+# An override settles the votes, and is shown wherever the capsule is.
+met contains "approved" if input.approvals.override == true
+
 met contains "asked_by_author" if {
 	input.who.tenant == input.capsule.tenant
 	some role in input.who.roles
@@ -58,6 +61,12 @@ met contains "not_barred" if {
 	status := input.capsule.status
 	is_string(status)
 	not status in {"revoked", "suspended", "withdrawn"}
+}
+
+# Reinstating publishes what was suspended, through every other requirement again.
+met contains "not_barred" if {
+	input.action == "reinstate"
+	input.capsule.status == "suspended"
 }
 
 met contains "owners_named" if {

@@ -115,20 +115,23 @@ def _time(client: httpx.Client, path: str, asked: dict[str, Any]) -> tuple[float
     return taken * 1e3, answer.json()
 
 
-def measured(place: Served, count: int, seed: int) -> list[float]:
-    """Search, and now and then turn the page; give the times.
+def measured(place: Served, count: int, seed: int) -> tuple[list[float], list[float]]:
+    """Search, now and then turn the page, and now and then ask for nothing; give the times of searches and of the rest.
 
     Units: milliseconds.
     """
-    taken = []
+    taken: list[float] = []
+    ready: list[float] = []
     chance = random.Random(seed)
     with place.client() as client:
         for asked in searches(count, seed):
             ms, page = _time(client, "/v1/catalog/list", asked)
             taken.append(ms)
+            if chance.random() < 0.2:
+                ready.append(_time(client, "/ready", {})[0])
             if page["next"] and chance.random() < 0.2:
                 taken.append(_time(client, "/v1/catalog/list", asked | {"cursor": page["next"]})[0])
-    return taken
+    return taken, ready
 
 
 def at_once(place: Served, callers: int) -> list[float]:
@@ -136,7 +139,7 @@ def at_once(place: Served, callers: int) -> list[float]:
     gathered: list[list[float]] = [[] for _ in range(callers)]
 
     def work(number: int) -> None:
-        gathered[number] = measured(place, SEARCHES // callers, seed=100 + number)
+        gathered[number], _ = measured(place, SEARCHES // callers, seed=100 + number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(callers)]
     for thread in threads:
@@ -156,9 +159,8 @@ def measure() -> list[Figure]:
     with served() as place:
         with place.client() as client:
             first_ms, _ = _time(client, "/v1/catalog/list", {})
-            ready = [_time(client, "/ready", {})[0] for _ in range(SEARCHES // 4)]
         measured(place, WARM, seed=1)
-        alone = measured(place, SEARCHES, seed=2)
+        alone, ready = measured(place, SEARCHES, seed=2)
         four = at_once(place, 4)
     base = p(ready, 0.95)
 

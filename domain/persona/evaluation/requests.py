@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from hashlib import sha3_256
 from typing import Annotated
@@ -72,12 +73,36 @@ def by_lot(names: Sequence[str], count: int, seed: str, purpose: str) -> list[in
     return sorted(row for _, row in lots[:count])
 
 
+class Ring:
+    """Words in a circle, each at a place its own letters fix, so that a word that joins takes the place of one other.
+
+    Source: consistent hashing, Karger et al. 1997.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        placed = sorted((_place(word), word) for word in words)
+        self._places = [place for place, _ in placed]
+        self._words = [word for _, word in placed]
+
+    def at(self, point: int) -> str:
+        """Give the first word at a point or after it.
+
+        Units: 0 <= point < 2**32.
+        """
+        return self._words[bisect_left(self._places, point) % len(self._words)]
+
+
+def _place(word: str) -> int:
+    return int.from_bytes(sha3_256(word.encode("utf-8", "surrogatepass")).digest()[:4], "big")
+
+
 def known_items(memory: Memory, vocabulary: Sequence[str], seed: str, how: KnownItems) -> list[Request]:
     """Make requests out of items of the memory: each asks for one item in some of its own words.
 
     Source: Azzopardi and de Rijke 2006 (known-item topics drawn from a mixture of a document and its collection).
     """
     found = []
+    ring = Ring(vocabulary)
     for row in by_lot(memory.ids, how.cases_max, seed, "known_items"):
         draws = Draws(seed, "known_items", memory.ids[row])
         words = sorted(set(words_of(memory.texts[row])))
@@ -86,7 +111,7 @@ def known_items(memory: Memory, vocabulary: Sequence[str], seed: str, how: Known
         asked = [words[at] for at in draws.chosen(how.words, len(words))]
         for at in range(len(asked)):
             if draws.below(100) < how.noise_percent:
-                asked[at] = vocabulary[draws.below(len(vocabulary))]
+                asked[at] = ring.at(draws.below(1 << 32))
         found.append(Request(f"known_items/{memory.ids[row]}", " ".join(asked), frozenset((row,))))
     return found
 

@@ -72,7 +72,8 @@ _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("kubernetes_secret", re.compile(
         r"(?i)kind:[ \t]*[\"']?secret\b[\s\S]{0,300}?\b(?:data|stringdata):\s{1,20}[\w.-]+:[ \t]*[|>-]{0,2}\s{0,20}"
         r"[\"']?(?P<value>[A-Za-z0-9+/]{10,}={0,3})|"
-        r"\b(?:data|stringdata):\s{1,20}[\w.-]+:[ \t]*[|>-]{0,2}\s{0,20}[\"']?(?P<value2>[A-Za-z0-9+/]{10,}={0,3})[\s\S]{0,300}?kind:[ \t]*[\"']?secret\b")),
+        r"\b(?:data|stringdata):\s{1,20}[\w.-]+:[ \t]*[|>-]{0,2}\s{0,20}[\"']?"
+        r"(?P<value2>[A-Za-z0-9+/]{10,}={0,3})[\s\S]{0,300}?kind:[ \t]*[\"']?secret\b")),
 )  # fmt: skip
 
 # --------------------------------------------------------------------------- names beside a value
@@ -81,6 +82,16 @@ _NAMED = re.compile(
     rf"(?i)(?:(?P<word>{WORDS})|(?P<issuer>{ISSUERS}))(?P<more>[\w.\-]{{0,30}})"
     r"(?P<between>[ \t\"'`\])]{0,4}(?:[|:=?<>,]{1,4}| is | was |\"? value=)[\s\"'`:=>({\[,]{0,6})"
     r"(?:bearer\s|basic\s|token\s)?(?P<value>[A-Za-z0-9_\-.+/=~%!#^&*$][A-Za-z0-9_\-.+/=~%!@#^&*$:]{5,400})"
+)
+# How the names begin; looking these up is far cheaper than trying every name at every place.
+_STEMS = tuple(
+    sorted(
+        {
+            stem[0]
+            for name in f"{WORDS}|{ISSUERS}".replace("\\b", "").split("|")
+            if (stem := re.search(r"[a-z]{2,}", name))
+        }
+    )
 )
 # Behind such a name stands no secret: the name of one, what counts them, or how they are handled.
 _NO_SECRET = re.compile(
@@ -206,7 +217,7 @@ def _prefixed(text: str) -> Iterator[SecretMatch]:
 
 
 def _named(text: str) -> Iterator[SecretMatch]:
-    for found in _NAMED.finditer(text):
+    for found in _names(text):
         value = found["value"].rstrip(".,!&*")
         if found["word"] and _NO_SECRET.search(found["more"]):
             continue
@@ -215,6 +226,25 @@ def _named(text: str) -> Iterator[SecretMatch]:
             rule = "password" if is_password else "named_secret" if found["word"] else "secret_of_an_issuer"
             start = found.start("value")
             yield SecretMatch(rule, start, start + len(value))
+
+
+def _names(text: str) -> Iterator[re.Match[str]]:
+    """Find names with a value beside them: every place where a name may begin is tried, from left to right."""
+    lower = text.lower()
+    if len(lower) != len(text):
+        lower = "".join(sign.lower() if sign.isascii() else sign for sign in text)
+    past = 0
+    for place in sorted({at for stem in _STEMS for at in _places(stem, lower)}):
+        if place >= past and (found := _NAMED.match(text, place)):
+            past = found.end()
+            yield found
+
+
+def _places(stem: str, text: str) -> Iterator[int]:
+    at = text.find(stem)
+    while at >= 0:
+        yield at
+        at = text.find(stem, at + 1)
 
 
 def _is_password(value: str, between: str) -> bool:

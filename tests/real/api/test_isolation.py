@@ -14,7 +14,19 @@ from domain.billing.reconciliation import CompleteReconciliation, complete_recon
 from domain.feeds import webhooks
 from domain.ledger import Caller, Case, UseCase
 from domain.market import contracts, disputes, intents, offers, rounds
-from domain.persona import artifacts, evaluations, reviewing
+from domain.persona import (
+    artifacts,
+    capsules,
+    claims,
+    evaluations,
+    personas,
+    publication,
+    reviewing,
+    standing,
+)
+from domain.persona.capsules import Capsule
+from domain.persona.manifest import capsule_id
+from domain.persona.personas import Persona
 from domain.trust import constitutions, signatures, signers, training
 from domain.trust.verification import Wanted
 from domain.values import moment_text
@@ -23,14 +35,17 @@ from ops.tokens import ROLES
 from tests.real.api.world import UNSEEN, Speaker, World, intent_body, money, offer_body
 from tests.unit.trust.trust_maker import a_capsule, constitution_terms, envelope, pin, policy_terms, sent
 
-ADDRESS = a_capsule(0)
+ADDRESS, HIDDEN = a_capsule(0), a_capsule(7)
 OWNER, SELLER, STRANGER = "alpha-lab", "beta-clinic", "omega-corp"
 STRANGER_ROLES = sorted(ROLES - {"operator", "auditor", "billing", "reviewer"})
 
 # An address is nobody's secret and no way in: see tests/real/persona/test_artifacts.py.
 BY_CONTENT = "/v1/artifacts/{address}"
 # Records anybody with a token may see: what is offered is on show.
-ON_SHOW = ("/v1/offers", "/v1/offers/{offer_id}", "/v1/signer-policies/{name}")
+ON_SHOW = (
+    "/v1/offers", "/v1/offers/{offer_id}", "/v1/signer-policies/{name}", "/v1/policies/{package}",
+    "/v1/policies/{package}/evaluate",
+)  # fmt: skip
 
 
 class Route(NamedTuple):
@@ -95,6 +110,8 @@ def things(world: World) -> Things:
         "evaluation_id": evaluated(world),
         "suite": "baseline",
         "capsule": world.to_be_signed(OWNER, "alpha-words"),
+        **hidden_capsule(world),
+        "package": "soma.publish",
     }
     words = (
         OWNER,
@@ -112,7 +129,7 @@ def things(world: World) -> Things:
 
 def attempted(owner: Speaker, kind: str, body: dict[str, Any]) -> str:
     """Have a transfer refused, which is written down; give its name."""
-    assert owner.post(f"/v1/{kind}", body).status_code == 404
+    assert owner.post(f"/v1/{kind}", body).status_code in (400, 404)
     return str(owner.read(f"/v1/{kind}")["items"][0]["id"])
 
 
@@ -125,12 +142,38 @@ def evaluated(world: World) -> str:
             manifest={"note": "alpha-words"},
         )  # fmt: skip
         run = case.create(evaluations.EvaluationRun, "evaluation-alpha", requested)
-        return case.emit(run, evaluations.EvaluationRun.Failed(code="evaluation_failed", detail="alpha-words"))
+        return case.emit(
+            run, evaluations.EvaluationRun.Failed(code="evaluation_failed", detail="alpha-words")
+        )
 
     who = Caller("olivia", OWNER, frozenset({"owner"}))
     command = evaluations.EvaluationStep(evaluation_id="evaluation-alpha")
     world.service.run(world.service.runtime.ledger.act(fail, command, who))
     return "evaluation-alpha"
+
+
+def hidden_capsule(world: World) -> dict[str, str]:
+    """Write down a draft, a capsule that nobody else may see, and a claim between others; give their names."""
+
+    def hide(case: Case, _: Any) -> Any:
+        case.create(
+            Persona, "alpha-draft", Persona.Created(display_name="alpha-words", summary="", domains=[])
+        )
+        exported = Capsule.Exported(
+            persona_id="alpha-draft", version="1.0.0", capsule=HIDDEN, manifest={"note": "alpha-words"},
+            archive=ADDRESS, archive_bytes=1, token_estimate=None, export_id="export-alpha",
+        )  # fmt: skip
+        case.create(Capsule, capsule_id(HIDDEN), exported)
+        opened = claims.Claim.Opened(
+            capsule=HIDDEN, persona_id="alpha-draft", claimant=SELLER, reporter="bea", right="alpha-words",
+            reason="alpha-words", evidence={}, asks_suspension=False, parties=[OWNER, SELLER, "platform"],
+        )  # fmt: skip
+        return case.create(claims.Claim, "claim-alpha", opened)
+
+    who = Caller("olivia", OWNER, frozenset({"owner"}))
+    step = capsules.CapsuleStep(capsule_id=HIDDEN)
+    world.service.run(world.service.runtime.ledger.act(hide, step, who))
+    return {"persona_id": "alpha-draft", "capsule_id": HIDDEN, "claim_id": "claim-alpha"}
 
 
 def reconciled(world: World) -> str:
@@ -196,6 +239,17 @@ def body_for(route: Route, things: Things) -> Any:
             "envelope": sent(envelope(Wanted("publication", ADDRESS, ADDRESS, ADDRESS), "ada"))
         },
         "/v1/evaluations": {"manifest": {}},
+        "/v1/policies/{package}/evaluate": {"input": {}},
+        "/v1/personas": {"persona_id": "mine-now", "display_name": "Mine"},
+        "/v1/personas/{persona_id}": {"summary": "mine now"},
+        "/v1/capsules/{capsule_id}/suspend": {"reason": "mine"},
+        "/v1/capsules/{capsule_id}/reinstate": {"reason": "mine"},
+        "/v1/capsules/{capsule_id}/revoke": {"reason": "mine", "rentals": "end"},
+        "/v1/capsules/{capsule_id}/degrade": {"mark": "mine"},
+        "/v1/capsules/{capsule_id}/recover": {"mark": "mine"},
+        "/v1/capsules/{capsule_id}/claims": {"right": "mine", "reason": "mine"},
+        "/v1/claims/{claim_id}/uphold": {"resolution": "mine"},
+        "/v1/claims/{claim_id}/reject": {"resolution": "mine"},
         "/v1/webhooks": {"url": "https://127.0.0.1/mine"},
         "/v1/webhooks/{webhook_id}": {"description": "mine now"},
         "/v1/webhooks/{webhook_id}/pause": {"reason": "mine"},
@@ -238,7 +292,7 @@ def everything(world: World) -> dict[str, Any]:
     kept["usage"] = world.operator.read(f"/v1/usage?tenant={OWNER}")["items"]
     hooks = world.operator.read("/v1/webhooks", params={"limit": 500})["items"]
     kept["webhooks"] = [one for one in hooks if one["tenant"] != STRANGER]
-    for kind in ("signer-policies", "reviews", "signings"):
+    for kind in ("signer-policies", "reviews", "signings", "capsules", "claims"):
         kept[kind] = world.operator.read(f"/v1/{kind}", params={"limit": 500})["items"]
     kept["letters"] = world.operator.read("/v1/dead_letters?state=all")["items"]
     return kept | {"accounts": {name: a for name, a in accounts.items() if name not in mine}, "lock": lock}
@@ -256,7 +310,7 @@ def test_without_a_token_nothing_that_needs_one_answers(world: World, things: Th
         answer = ask(None, world, route, things)
         if route.needs_token:
             assert answer.status_code == 401, f"{route}: {answer.text}"
-            assert answer.json()["code"] == "unauthorized"
+            assert route.method == "HEAD" or answer.json()["code"] == "unauthorized"
             assert answer.headers["www-authenticate"] == "Bearer"
         else:
             assert answer.status_code < 500, f"{route}: {answer.text}"
@@ -312,7 +366,7 @@ def test_parties_see_what_they_share_and_nothing_else(world: World, things: Thin
 def test_lists_of_a_stranger_are_empty(world: World, things: Things) -> None:
     newcomer = world.speaker("newcomer", *STRANGER_ROLES)
     kinds = ("intents", "contracts", "disputes", "rounds", "datasets", "transfers", "accounts")
-    for kind in (*kinds, "artifacts", "evaluations", "exports", "imports"):
+    for kind in (*kinds, "artifacts", "evaluations", "exports", "imports", "capsules", "claims"):
         assert newcomer.read(f"/v1/{kind}") == {"items": [], "next": None}
     summary = newcomer.read("/v1/metrics_summary")
     assert summary["marketplace"]["contracts_total"] == summary["governance"]["disputes_total"] == 0
@@ -368,6 +422,21 @@ MAKES: dict[tuple[str, str], UseCase] = {
     ("POST", "/v1/signings/{capsule}/reopen"): signatures.reopen_signing,
     ("PUT", BY_CONTENT): artifacts.register_artifact,
     ("POST", "/v1/evaluations"): evaluations.request_evaluation,
+    ("POST", "/v1/personas"): personas.create_persona,
+    ("PATCH", "/v1/personas/{persona_id}"): personas.describe_persona,
+    ("POST", "/v1/capsules/{capsule_id}/submit"): capsules.submit_capsule,
+    ("POST", "/v1/capsules/{capsule_id}/publish"): publication.publish_capsule,
+    ("POST", "/v1/capsules/{capsule_id}/reinstate"): publication.reinstate_capsule,
+    ("POST", "/v1/capsules/{capsule_id}/suspend"): standing.suspend_capsule,
+    ("POST", "/v1/capsules/{capsule_id}/revoke"): standing.revoke_capsule,
+    ("POST", "/v1/capsules/{capsule_id}/withdraw"): standing.withdraw_capsule,
+    ("POST", "/v1/capsules/{capsule_id}/degrade"): standing.mark_degraded,
+    ("POST", "/v1/capsules/{capsule_id}/recover"): standing.clear_degraded,
+    ("POST", "/v1/capsules/{capsule_id}/claims"): claims.open_claim,
+    ("POST", "/v1/claims/{claim_id}/review"): claims.review_claim,
+    ("POST", "/v1/claims/{claim_id}/uphold"): claims.uphold_claim,
+    ("POST", "/v1/claims/{claim_id}/reject"): claims.reject_claim,
+    ("POST", "/v1/claims/{claim_id}/withdraw"): claims.withdraw_claim,
     ("POST", "/v1/webhooks"): webhooks.register_webhook,
     ("PATCH", "/v1/webhooks/{webhook_id}"): webhooks.change_webhook,
     ("DELETE", "/v1/webhooks/{webhook_id}"): webhooks.delete_webhook,
@@ -380,6 +449,7 @@ MAKES: dict[tuple[str, str], UseCase] = {
 # What changes nothing of the market's, or is told in the tests of the log.
 OTHERS = {
     ("POST", "/v1/policy/preview"),
+    ("POST", "/v1/policies/{package}/evaluate"),
     ("POST", "/v1/log/cosignatures"),
     ("POST", "/v1/log/witnesses"),
     ("POST", "/v1/dead_letters/{letter_id}/requeue"),
@@ -401,8 +471,10 @@ def test_every_route_that_writes_names_its_roles() -> None:
         roles: frozenset[str] = use_case.roles  # type: ignore[attr-defined]
         assert roles, f"{place} is open to everybody"
         assert roles <= ROLES
-        # Gateways send usage and programs hold webhooks; everything else that programs do is the service's own.
-        open_to_programs = place[1] == "/v1/usage" or place[1].startswith("/v1/webhooks")
+        # Gateways send usage, programs hold webhooks, monitors mark what got worse; all else that programs do is
+        # the service's own.
+        marks = ("/v1/usage", "/v1/capsules/{capsule_id}/degrade", "/v1/capsules/{capsule_id}/recover")
+        open_to_programs = place[1] in marks or place[1].startswith("/v1/webhooks")
         assert "service" not in roles or open_to_programs, f"{place} is for the service itself"
 
 

@@ -49,7 +49,7 @@ def test_facets_of_the_service_are_options_of_the_word(terminal: Terminal) -> No
     table = terminal.type("--query", "taxes")
     assert table.returncode == 0
     assert table.stdout.index("tax-adviser") < table.stdout.index("night-nurse")
-    assert "rental 2 USD / 60 min" in table.stdout
+    assert "rental 2 USD / hour" in table.stdout
     assert "2 of 2" in table.stdout
 
 

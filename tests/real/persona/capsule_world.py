@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from domain.trust.constitutions import ConstitutionTerms, constitution_wanted
 from domain.trust.pinned import PolicyTerms
 from domain.trust.signatures import PURPOSE
 from domain.trust.verification import Wanted
+from tests.real.service import Service
 from tests.unit.persona.capsule_maker import Capsule, a_capsule, address_of
 from tests.unit.trust.trust_maker import constitution_terms, envelope, policy_terms, sent
 
@@ -129,3 +131,10 @@ def ended(client: httpx.Client, path: str) -> dict[str, Any]:
             return found
         assert time.monotonic() < until, found
         time.sleep(0.02)
+
+
+def topics_of(service: Service) -> Counter[str]:
+    """Count the records of the log by their type."""
+    reader = service.runtime.reader
+    rows = service.run(reader.span(0, service.run(reader.size())))
+    return Counter(msgspec.json.decode(row.record)["type"] for row in rows)

@@ -19,6 +19,7 @@ from domain.persona.evaluation.suites import BASELINE
 from ops.evaluation_run import Part, run_apart
 from projections.inspections import INSPECTOR
 from tests.real.persona.capsule_world import OLIVIA, RIVAL, CapsuleWorld, ended, upload
+from tests.real.persona.test_publication_http import Stage
 from tests.real.service import Service
 from tests.unit.persona.capsule_maker import Capsule, a_capsule, address_of
 from tests.unit.persona.evaluation_maker import UTILITY
@@ -45,6 +46,14 @@ def capsule(world: CapsuleWorld) -> Capsule:
     made = world.capsule("tax-advisor", items=40)
     world.prepare(made)
     return made
+
+
+@pytest.fixture(scope="module")
+def stage(world: CapsuleWorld) -> Iterator[Stage]:
+    opened = Stage(world)
+    yield opened
+    for client in opened.clients.values():
+        client.close()
 
 
 def evaluated(client: httpx.Client, capsule: Capsule) -> dict[str, Any]:
@@ -200,6 +209,24 @@ class TestInspections:
         again = capsules.RecordInspection(capsule_id=twice.address, **told)
         answer = world.do(capsules.record_inspection, again, INSPECTOR)
         assert answer.event_count == 0
+
+    def test_a_new_version_is_compared_with_the_one_on_show(
+        self, world: CapsuleWorld, stage: Stage, olivia: httpx.Client
+    ) -> None:
+        first = world.capsule("old-otto", items=40)
+        path = stage.exported(first)
+        assert "comparison" not in stage.inspected(path)["evaluation"]
+        stage.approved(first)
+        stage.signed(first, "ada", "ben")
+        assert stage.post(OLIVIA, f"{path}/publish").status_code == 200
+        shorter = ("prompts", "application/json", b'{"system": "Answer from memory."}')
+        second = world.capsule("old-otto", "1.1.0", items=40, parts={"prompts.json": shorter})
+        for part in second.manifest.parts:
+            upload(olivia, part.digest, second.data[part.name])
+        assert completed(world, second)
+        compared = inspected(olivia, second)["evaluation"]["comparison"]
+        assert compared["baseline"] == stage.get(OLIVIA, path).json()["evaluation"]["compared"]
+        assert (compared["paired"], compared["lost"], compared["regressed"]) == (40, 0, False)
 
 
 class TestAProcessOfItsOwn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from domain.ledger import Answer
 from domain.persona.imports import RequestImport, request_import
 from domain.persona.transfers import RequestExport, request_export
 from ops.judging import act_judged
-from tests.real.persona.capsule_world import OLIVIA, RIVAL, CapsuleWorld, ended, upload
+from tests.real.persona.capsule_world import OLIVIA, RIVAL, CapsuleWorld, ended, topics_of, upload
 from tests.real.service import Service, serving, settings_on
 from tests.unit.persona.capsule_maker import Capsule, address_of
 
@@ -52,13 +51,6 @@ def name_of(answer: Answer) -> str:
     return str(msgspec.json.decode(answer.body)["id"])
 
 
-def topics(service: Service) -> Counter[str]:
-    """Count the records of the log by their type."""
-    reader = service.runtime.reader
-    rows = service.run(reader.span(0, service.run(reader.size())))
-    return Counter(msgspec.json.decode(row.record)["type"] for row in rows)
-
-
 @pytest.mark.parametrize("state", STATES)
 def test_a_killed_export_is_taken_up_and_gives_the_same_archive(
     state: int, database_url: str, tmp_path: Path, repository_root: Path
@@ -77,7 +69,7 @@ def test_a_killed_export_is_taken_up_and_gives_the_same_archive(
         found = ended(client, f"/v1/exports/{export_id}")
         assert (found["status"], found["archive"]) == ("completed", address_of(capsule.archive()))
         assert client.get(f"/v1/capsules/{capsule.address}/archive").content == capsule.archive()
-        seen = topics(service)
+        seen = topics_of(service)
         assert (seen["export.completed"], seen["capsule.exported"], seen["export.failed"]) == (1, 1, 0)
         _check_vault(service, 5)
 
@@ -101,7 +93,7 @@ def test_a_killed_import_is_taken_up_and_ends_once(
         assert (found["status"], found["capsule"]) == ("completed", capsule.address)
         for part in capsule.manifest.parts:
             assert client.get(f"/v1/artifacts/{part.digest}").content == capsule.data[part.name]
-        seen = topics(service)
+        seen = topics_of(service)
         assert (seen["import.accepted"], seen["capsule.imported"], seen["import.refused"]) == (1, 1, 0)
         assert seen["artifact.received"] == len(capsule.manifest.parts)
         _check_vault(service, 5)

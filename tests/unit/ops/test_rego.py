@@ -199,6 +199,7 @@ class TestOwnPolicies:
             'a := `"` ; b := data["x"]',
             'a := "\\"" ; b := data.x # "',
             'a := $"{data.x}"',
+            'a if { every p in input.x { not startswith(p, "-") } }',
         ],
     )
     def test_a_policy_that_looks_beyond_its_input_is_not_taken(self, line: str) -> None:

@@ -169,8 +169,9 @@ def _check_judgement(record: dict[str, Any], capsule: str, answers: Answers) -> 
     assert address("soma/policy-input/v1", question) == told["input_digest"], "something else was asked"
     assert question["capsule"]["address"] == capsule, "another capsule was asked about"
     assert question["environment"]["day"] == record["at"][:10], "the answer is of another day"
+    wish = "publish" if record["type"] == "capsule.published" else "reinstate"
     asker = (question["who"]["subject"], question["action"])
-    assert asker == (record["actor"], "publish"), "somebody else asked"
+    assert asker == (record["actor"], wish), "somebody else asked, or something else"
     assert question["signatures"]["verified"], "the policy was not told of the signatures"
 
 

@@ -128,6 +128,19 @@ def test_a_preflight_names_everything_that_is_missing_at_once() -> None:
     play(scene)
 
 
+def test_who_only_looks_hears_what_its_author_would_hear() -> None:
+    async def scene(world: World) -> None:
+        world.engine.allow = lambda question: question["who"]["tenant"] == "acme"
+        capsule = await world.ready()
+        step = capsules.CapsuleStep(capsule_id=capsule.address)
+        for who, expected in ((AUTHOR, True), (REVIEWER, True), (OPERATOR, False)):
+            assert (await world.told(publication.preflight, step, who))["publishable"] is expected
+        question = [q for j, q in world.engine.given.values() if j.package == "soma.publish"][-2]
+        assert question["who"] == {"subject": "olivia", "tenant": "acme", "roles": ["owner"]}
+
+    play(scene)
+
+
 @pytest.mark.parametrize(
     ("verdict", "evaluation", "code"),
     [

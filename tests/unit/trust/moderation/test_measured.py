@@ -49,7 +49,7 @@ def prose(shared_dir: Path) -> list[str]:
     """Read conversations and abstracts: text as personas remember it, with nothing to find in it."""
     names = ["locomo/locomo_dev.json", "cisi/cisi_docs.json", "cranfield/cranfield_docs.json"]
     lines = [text for name in names for text in texts(json.loads((shared_dir / "data" / name).read_text()))]
-    return ["\n".join(lines[at : at + 500]) for at in range(0, len(lines), 500)]
+    return ["\n".join(lines[at : at + 500]) for at in range(0, len(lines), 2_000)]
 
 
 class TestPersonalData:
@@ -88,7 +88,7 @@ class TestSecrets:
 
     def test_the_library_alone_would_find_one_in_six(self, shared_dir: Path) -> None:
         """Hold the reason for rules of our own; should the library learn, this test says so."""
-        drawn = list(draw(shared_dir / "data" / "gitleaks" / "gitleaks.toml", 2, seed=7))
+        drawn = list(draw(shared_dir / "data" / "gitleaks" / "gitleaks.toml", 1, seed=7))
         found = sum(any(True for _ in LIBRARY(one.text)) for one in drawn)
         assert found < 0.25 * len(drawn)
 
