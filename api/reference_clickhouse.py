@@ -140,8 +140,9 @@ ORDER BY position""",
     ),
     Example(
         "Who let a capsule be published",
-        "Each publication with whose keys signed, against which policy and constitution, and whether it was an override.",
-        """SELECT at, persona_id, persona_version, capsule, signed, threshold, is_override, policy, constitution, judged_by
+        "Each publication: whose keys signed, under which policy and constitution, and whether by an override.",
+        """SELECT at, persona_id, persona_version, capsule, signed, threshold, is_override, policy,
+    constitution, judged_by
 FROM bi.governance
 WHERE kind = 'capsule' AND event = 'published' AND at >= {start:Date} AND at < {end:Date}
 ORDER BY position""",

@@ -138,6 +138,9 @@ class TransferRunner:
                     )
                     if wait_s is not None:
                         await asyncio.sleep(wait_s)
+                except Exception as bug:
+                    log.error("transfer_bug", kind=kind, id=name, exc_info=bug)
+                    return
 
     def _reached(self, kind: Kind, progress: Progress, state: int) -> None:
         progress.state = state

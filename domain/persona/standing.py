@@ -9,7 +9,15 @@ from pydantic import Field
 from domain.errors import CapsuleRevokedError, ConflictError, ForbiddenError, StatusTransitionError
 from domain.fields import Label, Reason, Text
 from domain.ledger import Case, allow
-from domain.persona.capsules import Capsule, CapsuleStep, Rentals, get_capsule, own_capsule, persona_of
+from domain.persona.capsules import (
+    Capsule,
+    CapsuleStep,
+    Rentals,
+    get_capsule,
+    own_capsule,
+    persona_of,
+    read_capsule,
+)
 from domain.persona.listings import relist
 from domain.persona.personas import AUTHORS, Persona, note_review, note_version
 from domain.trust.reviews import close_review
@@ -54,9 +62,11 @@ class WithdrawCapsule(CapsuleStep):
 def mark_degraded(case: Case, command: MarkDegraded) -> Capsule:
     """Mark a published capsule as worse than it was; it stays on show with its marks.
 
+    Programs mark what is their tenant's; those of the platform, and operators, anything.
+
     Errors: capsule_not_found, conflict, invalid_status_transition, persona_not_found, version_mismatch.
     """
-    capsule = get_capsule(case, command.capsule_id)
+    capsule = read_capsule(case, command.capsule_id)
     case.match_version(capsule)
     if capsule.status != "published":
         raise StatusTransitionError(current_status=capsule.status, next_status="degraded")
@@ -74,7 +84,7 @@ def clear_degraded(case: Case, command: ClearDegraded) -> Capsule:
 
     Errors: capsule_not_found, persona_not_found, version_mismatch.
     """
-    capsule = get_capsule(case, command.capsule_id)
+    capsule = read_capsule(case, command.capsule_id)
     case.match_version(capsule)
     if command.mark in capsule.degraded:
         case.emit(capsule, Capsule.Recovered(mark=command.mark))
