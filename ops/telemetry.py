@@ -267,6 +267,18 @@ SIGNATURE_SECONDS = Histogram(
     registry=REGISTRY,
 )
 
+PUBLICATIONS = Counter(
+    "soma_persona_publications",
+    "Requests to publish or reinstate a capsule: published, or the code of the refusal.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+TRUST_LOST = Counter(
+    "soma_persona_trust_lost",
+    "Published capsules that fell below the threshold when a key was revoked.",
+    registry=REGISTRY,
+)
+
 RELAY_RECORDS = Counter(
     "soma_relay_records", "Messages committed to Kafka, by topic.", ["topic"], registry=REGISTRY
 )

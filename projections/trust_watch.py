@@ -102,7 +102,10 @@ class TrustWatch:
             # One capsule that cannot be looked at must not keep the others from it.
             log.error("trust_not_verified", capsule=capsule_id, code=refusal.code, detail=refusal.message)
             return False
-        return answer.event_count > 0 and msgspec.json.decode(answer.body, type=_Trust).trust != "verified"
+        is_lost = answer.event_count > 0 and msgspec.json.decode(answer.body, type=_Trust).trust != "verified"
+        if is_lost:
+            telemetry.TRUST_LOST.inc()
+        return is_lost
 
     async def _run(self) -> None:
         while True:

@@ -33,12 +33,13 @@ from api.http import (
 from api.routes.market import listed
 from api.routes.personas import ENTRIES
 from api.routes.policies import engine_of
-from domain.errors import CapsuleNotFoundError
+from domain.errors import CapsuleNotFoundError, LedgerError
 from domain.fields import Command
 from domain.ledger import Caller, UseCase
 from domain.persona import capsules, publication, standing
 from domain.persona.capsules import Capsule, CapsuleStep, SubmitCapsule, may_read
 from domain.persona.manifest import capsule_id as digits_of
+from ops import telemetry
 from ops.judging import act_judged
 from ops.reads import RecordFilter
 from ops.runtime import Runtime
@@ -224,17 +225,15 @@ async def clear_degraded(
 async def _act_asking(
     request: Request, opened: Runtime, use_case: UseCase, command: Command, who: Caller, sent: Sent
 ) -> Response:
-    """Carry out a command that a policy judges, and print its answer."""
-    answer = await act_judged(
-        opened.ledger,
-        engine_of(request),
-        use_case,
-        command,
-        who,
-        key=sent.key,
-        if_match=sent.if_match,
-        correlation=sent.correlation,
-    )
+    """Carry out a publication that a policy judges, count what it came to, and print its answer."""
+    headers = {"key": sent.key, "if_match": sent.if_match, "correlation": sent.correlation}
+    try:
+        answer = await act_judged(opened.ledger, engine_of(request), use_case, command, who, **headers)
+    except LedgerError as refusal:
+        telemetry.PUBLICATIONS.labels(refusal.code).inc()
+        raise
+    if not answer.repeated:
+        telemetry.PUBLICATIONS.labels("published").inc()
     return printed(answer)
 
 

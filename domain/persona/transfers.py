@@ -369,7 +369,8 @@ def _sealable(
     persona = own_persona(case, command.persona_id)
     manifest = _read(data)
     if isinstance(manifest, ManifestInvalidError):
-        raise manifest
+        # The one that is kept is never raised: it would carry the traces of everybody who ever heard it.
+        raise ManifestInvalidError(manifest.message, **manifest.facts)
     asked.capsule, asked.version = manifest.address, manifest.metadata.version
     named = manifest.metadata.persona_id
     if named != persona.id:

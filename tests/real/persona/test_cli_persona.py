@@ -1,4 +1,4 @@
-"""The word `soma persona` as a process: from a folder to a published capsule and into another house, and each way out."""
+"""The word `soma persona` as a process: from a folder to a published capsule, into another house, and each way out."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_revoked_capsule_is_neither_imported_nor_published_nor_taken_away(
     archive = desk.taken(capsule, "revoked.tar")
     with httpx.Client(base_url=desk.served.url) as client:
         headers = {"Authorization": f"Bearer {desk.served.token(OPERATOR)}"}
-        body = {"reason": "it passed for a pilot of a real harbour"}
+        body = {"reason": "it passed for a pilot of a real harbour", "rentals": "end"}
         answer = client.post(f"/v1/capsules/{capsule}/revoke", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
     assert code_of(desk.say(RIVAL, "persona", "import", archive)) == (2, "capsule_revoked")

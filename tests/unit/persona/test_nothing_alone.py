@@ -340,10 +340,12 @@ class Publications(RuleBasedStateMachine):
             self.stage.look()
 
 
-Publications.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestPublications = Publications.TestCase
+class TestPublications(Publications.TestCase):  # type: ignore[misc, valid-type]
+    """Random orders, as many as a unit test has time for."""
+
+    settings = settings(
+        max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 def walk(seed: int, steps: int = 600) -> Stage:
