@@ -12,36 +12,53 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import openapi, problems
 from api.routes import (
+    artifacts,
+    attestations,
+    capsules,
+    catalog,
+    claims,
     dead_letters,
+    evaluations,
     feeds,
     market,
     money,
+    personas,
+    policies,
     reconciliations,
     sql,
     system,
     training,
+    transfers,
+    trust,
     usage,
     webhooks,
 )
 from api.routes import log as log_routes
 from domain.errors import BodyTooLargeError
 from ops import telemetry
+from ops.catalogue import Catalogue
 from ops.keys_webhooks import WebhookKeys
 from ops.listen import Listener
+from ops.rego import open_engine
 from ops.runtime import open_runtime
 from ops.settings import Settings
 from ops.tokens import LocalIssuer, TokenGate
 from projections.feed import LogFeed, feed_limits
+from projections.inspections import Inspections
 from projections.reconciliations import Asked
 from projections.rounds import RoundRunner
 from projections.sweeper import Sweeper
+from projections.transfers import TransferRunner
+from projections.trust_watch import TrustWatch
 
 VERSION = "0.1.0"
 # What is counted by name; anything a caller may invent is counted as one.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ROUTERS = (
-    market.router, money.router, usage.router, training.router, log_routes.router, feeds.router, webhooks.router,
-    dead_letters.router, reconciliations.router, system.router,
+    market.router, money.router, usage.router, training.router, trust.router, log_routes.router, feeds.router,
+    webhooks.router, dead_letters.router, reconciliations.router, policies.router, system.router, artifacts.router,
+    transfers.router, catalog.router, evaluations.router, personas.router, capsules.router, claims.router,
+    attestations.router,
 )  # fmt: skip
 
 
@@ -57,18 +74,33 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
         ):
             app.state.runtime = opened
             app.state.feed = feed
+            app.state.engine = open_engine(settings)
+            app.state.catalogue = Catalogue(opened.reader.pool)
             app.state.rounds = RoundRunner(opened)
             app.state.sweeper = Sweeper(opened)
             app.state.reconciliations = Asked(opened)
+            app.state.inspections = Inspections(opened)
+            app.state.transfers = TransferRunner(opened, app.state.engine)
+            app.state.trust_watch = TrustWatch(opened)
             await app.state.rounds.resume()
+            await app.state.transfers.resume()
+            await app.state.inspections.resume()
+            app.state.inspections.look()
             app.state.sweeper.start()
+            app.state.catalogue.start()
+            app.state.trust_watch.start()
             try:
                 yield
             finally:
                 await sql.sql_app(app.state).close()
                 await app.state.reconciliations.close()
+                await app.state.catalogue.close()
                 await app.state.sweeper.close()
+                await app.state.trust_watch.close()
+                await app.state.inspections.close()
+                await app.state.transfers.close()
                 await app.state.rounds.close()
+                await app.state.engine.close()
 
     app = FastAPI(
         title="Soma Ledger",
@@ -93,7 +125,11 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
     app.add_middleware(
         _Limits,
         bytes_max=settings.body_bytes_max,
-        larger={"/v1/datasets": settings.dataset_bytes_max, "/v1/usage": settings.usage_bytes_max},
+        larger={
+            "/v1/datasets": settings.dataset_bytes_max,
+            "/v1/usage": settings.usage_bytes_max,
+            artifacts.PREFIX: settings.artifact_bytes_max,
+        },
     )
     app.add_middleware(_Meter)
     return app
@@ -111,7 +147,8 @@ class _Limits:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        bytes_max = self._larger.get(scope["path"], self._bytes_max)
+        path: str = scope["path"]
+        bytes_max = self._larger.get(path) or self._larger.get(path.rpartition("/")[0], self._bytes_max)
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if stated.isdigit() and (len(stated) > 18 or int(stated) > bytes_max):
             await problems.respond(BodyTooLargeError(bytes_max=bytes_max))(scope, receive, send)

@@ -17,6 +17,10 @@ from api.cli_billing import billing_app
 from api.cli_dead_letters import dead_letters_app
 from api.cli_follow import follow, rebuild
 from api.cli_log import audit_app, ledger_app
+from api.cli_marketplace import marketplace_app
+from api.cli_persona import persona_app
+from api.cli_trust import keys_app, sign, trust_app
+from api.cli_vault import vault_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
 
 # Everything else is imported where it is used, so that `soma token` does not wait for the whole house.
@@ -36,6 +40,12 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
 app.add_typer(billing_app, name="billing")
 app.add_typer(dead_letters_app, name="dead-letters")
+app.add_typer(keys_app, name="keys")
+app.add_typer(vault_app, name="vault")
+app.add_typer(trust_app, name="trust")
+app.command()(sign)
+app.add_typer(persona_app, name="persona")
+app.add_typer(marketplace_app, name="marketplace")
 app.command()(follow)
 app.command()(rebuild)
 
@@ -48,10 +58,15 @@ Embedded = Annotated[bool, typer.Option("--embedded", help="Use the data directo
 
 CAUSE_LINES_MAX = 10
 REMEDIES = {
+    "archive_invalid": "Take the archive again from where it came; who made this one did not make it by our rules.",
+    "artifact_mismatch": "Mend the manifest, or leave digests and sizes out of it: they are reckoned from the files.",
     "broker_refused": "See SOMA_KAFKA_OPTIONS, and what the account may do on the cluster.",
     "broker_unavailable": "Check SOMA_KAFKA_BOOTSTRAP_SERVERS, and that a broker runs and is reachable.",
     "cannot_listen": "Stop what listens there, or choose another address with --host, --port or --metrics-port.",
+    "constitution_mismatch": "Build it under the constitution in force: `soma trust constitution` prints it.",
     "database_start_failed": "Read postgres/log under the data directory, then run `soma doctor`.",
+    "capsule_tampered": "Use none of it, and take the archive again from where it came.",
+    "capsule_version_taken": "Count the version up; what was sealed under a version stays.",
     "clickhouse_refused": "Its words are above; if a table is missing, `soma follow` migrates when it starts.",
     "dead_letter_closed": "It was decided before; `soma dead-letters show` says by whom and how.",
     "dead_letter_not_found": "`soma dead-letters list --state all` shows the letters there are.",
@@ -62,6 +77,11 @@ REMEDIES = {
     "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
     "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",
     "log_identity_mismatch": "Use the key and SOMA_LOG_ORIGIN this database was made with, or another database.",
+    "persona_not_found": "Check the id; if you see it on the market it is somebody else's, and yours needs another.",
+    "signer_policy_missing": "An operator adopts the first one with `soma trust adopt`.",
+    "statement_unexpected": "Sign nothing; ask whoever sent the request what it is about.",
+    "unauthorized": "Set SOMA_TOKEN to a token that is valid now; `soma token` prints one of the local issuer.",
+    "threshold_not_met": "Have more of the pinned keys sign: a capsule with `soma sign`, else with `soma trust vouch`.",
     "unavailable": "Check that the server runs and is reachable; `soma doctor` looks at each part.",
 }
 RETRIES = {
@@ -333,10 +353,12 @@ def docs(
     from api import asyncapi
     from api.app import VERSION
     from api.reference import written_pages
+    from api.schemas import written_schemas
 
     tree = Path(__file__).resolve().parent.parent / "docs"
     pages = {(out or tree / "reference") / name: text for name, text in written_pages().items()}
     pages[(out or tree) / "asyncapi.yaml"] = asyncapi.page(VERSION)
+    pages |= {(out or tree) / "schemas" / name: text for name, text in written_schemas().items()}
     for path, text in pages.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

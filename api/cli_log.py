@@ -93,7 +93,7 @@ def rebuild_ledger(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compute records, accounts, holds and postings again from the log alone, and compare them bit by bit."""
+    """Compute records, money and the catalogue again from the log alone, and compare them bit by bit."""
     import api.app  # noqa: F401 - every kind of aggregate must be known
     from ops.inspection import reached
     from ops.rebuild import rebuild

@@ -1,7 +1,7 @@
 """`soma demo`: the whole marketplace loop on real data, played over the public HTTP API.
 
-Three clinics hold parts of the public breast-cancer data set; a laboratory pays them for training on it. Nothing here
-reaches past the API: what the story shows is what a client gets.
+Three clinics hold parts of the public breast-cancer data set; a laboratory pays them for training on it. Then a persona
+is published (`api/demo_personas.py`). Nothing here reaches past the API: what the story shows is what a client gets.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from api.demo_data import breast_cancer_csv
-from api.demo_stage import Actor, Reply, Stage, StoryError, expect, service
+from api.demo_personas import publish_persona
+from api.demo_stage import Actor, Reply, Stage, StoryError, expect, service, soma
 from domain.errors import LedgerError
 from domain.log.audit_proof import verify_receipt
-from ops.settings import Settings, child_environment
+from ops.settings import Settings
 
 TASK = "breast-cancer-diagnosis"
 CLINICS = {"clinic-north": "40.00", "clinic-south": "35.50", "clinic-east": "50.00"}
@@ -84,7 +85,10 @@ def tell(stage: Stage) -> None:
     release(stage, cast, contract)
     inspect(stage, cast, contract)
     prove(stage, cast, contract)
-    _summary(stage, cast, time.perf_counter() - started)
+    ending = "six steps, a proof, and books that sum to zero"
+    if publish_persona(stage):
+        ending += "; and a persona that nobody could have published alone"
+    _summary(stage, cast, time.perf_counter() - started, ending)
 
 
 def _clear(cast: Cast) -> None:
@@ -409,29 +413,17 @@ def _audit(stage: Stage, vkey: str, place: Path) -> None:
     """Let the command line export the log over HTTP and verify the file, as an outsider would."""
     file = place / f"log-{datetime.now(UTC):%Y%m%d-%H%M%S}.zip"
     token = stage.token("outsider", "audit-office", "auditor")
-    exported = _soma("audit", "export", str(file), "--url", stage.url, token=token)
+    exported = soma("audit", "export", str(file), "--url", stage.url, token=token)
     stage.note("proof", f"the log is exported to {file.name}", exported)
-    verified = _soma("audit", "verify", str(file), "--key", vkey)
+    verified = soma("audit", "verify", str(file), "--key", vkey)
     stage.note("proof", f"soma audit verify {file.name}: no broken promise", verified)
     stage.console.print(verified.content.decode().strip(), markup=False, highlight=False)
-
-
-def _soma(*words: str, token: str | None = None) -> Reply:
-    """Run a word of the command line; a token goes by the environment, since others can read arguments."""
-    program = [sys.executable, "-m", "api.cli"]
-    environment = child_environment() if token is None else child_environment(SOMA_TOKEN=token)
-    started = time.perf_counter()
-    done = subprocess.run([*program, *words], env=environment, capture_output=True, check=False)
-    elapsed_ms = (time.perf_counter() - started) * 1_000
-    said = f"soma {words[0]} {words[1]} ended with {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
-    expect(done.returncode == 0, said)
-    return Reply(done.returncode, None, elapsed_ms, done.stdout)
 
 
 # --------------------------------------------------------------------------- the end
 
 
-def _summary(stage: Stage, cast: Cast, elapsed_s: float) -> None:
+def _summary(stage: Stage, cast: Cast, elapsed_s: float, ending: str) -> None:
     """Print what happened, each line with its place in the log."""
     addresses = _addresses(
         cast.auditor, [event.position for event in stage.events if event.position is not None]
@@ -451,12 +443,9 @@ def _summary(stage: Stage, cast: Cast, elapsed_s: float) -> None:
             for e in stage.events
         ],
     )
-    steps = {event.step[0] for event in stage.events}
+    steps = {event.step.partition(" ")[0] for event in stage.events}
     expect(steps >= set("123456"), "all six steps were played")
-    stage.say(
-        f"\n[bold green]The loop is closed[/bold green] in {elapsed_s:.1f} s: "
-        "six steps, a proof, and books that sum to zero."
-    )
+    stage.say(f"\n[bold green]The loop is closed[/bold green] in {elapsed_s:.1f} s: {ending}.")
 
 
 def _addresses(auditor: Actor, positions: Sequence[int]) -> dict[int | None, str]:

@@ -17,9 +17,10 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from ops.settings import Settings
+from ops.settings import Settings, child_environment
 from ops.tokens import LocalIssuer
 
+SOMA = [sys.executable, "-m", "api.cli"]
 STOP_S_MAX = 30
 ANSWER_S_MAX = 60
 LOG_LINES_SHOWN = 20
@@ -154,6 +155,17 @@ class Stage:
         self.console.print(table)
 
 
+def soma(*words: str, token: str | None = None, status: int = 0) -> Reply:
+    """Run a word of the command line; a token goes by the environment, since others can read arguments."""
+    environment = child_environment() if token is None else child_environment(SOMA_TOKEN=token)
+    started = time.perf_counter()
+    done = subprocess.run([*SOMA, *words], env=environment, capture_output=True, check=False)
+    elapsed_ms = (time.perf_counter() - started) * 1_000
+    said = f"soma {words[0]} {words[1]} ended with {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}"
+    expect(done.returncode == status, said)
+    return Reply(done.returncode, None, elapsed_ms, done.stdout + (done.stderr if status else b""))
+
+
 # --------------------------------------------------------------------------- the service
 
 
@@ -193,7 +205,7 @@ def service(
 
 def _words(settings: Settings) -> list[str]:
     place = ["--data-dir", str(settings.data_dir), "--host", "127.0.0.1", "--port", "0"]
-    return [sys.executable, "-m", "api.cli", "serve", *place, "--embedded"]
+    return [*SOMA, "serve", *place, "--embedded"]
 
 
 def _stop(child: subprocess.Popen[str], log_path: Path) -> None:

@@ -17,6 +17,7 @@ from msgspec import inspect
 
 from api.app import create_app
 from api.reference_clickhouse import opened_page, views
+from api.reference_evaluations import evaluations_text, suite_json
 from domain.errors import REGISTRY, LedgerError
 from domain.log.audit_findings import CODES
 from domain.log.records import AGGREGATES, EVENTS, Event, MoneyEvent
@@ -52,9 +53,11 @@ def written_pages() -> dict[str, str]:
         document = openapi_document(create_app(Settings(data_dir=Path(place))))
     return {
         "api.md": api_page(document),
+        "baseline_suite.json": suite_json(),
         "cli.md": cli_page(),
         "clickhouse.md": clickhouse_page(),
         "errors.md": errors_page(),
+        "evaluations.md": evaluations_page(),
         "events.md": events_page(),
         "openapi.json": json.dumps(document, indent=1, ensure_ascii=False) + "\n",
         "settings.md": settings_reference(),
@@ -71,7 +74,15 @@ def clickhouse_page() -> str:
         (view, _table(head, ((f"`{c.name}`", f"`{c.type}`", c.meaning) for c in view.columns)))
         for view in views()
     ]
-    return opened_page(_opening("ClickHouse", "migrations/clickhouse/0002_views.sql"), told)
+    return opened_page(_opening("ClickHouse", "migrations/clickhouse/*.sql"), told)
+
+
+# --------------------------------------------------------------------------- evaluations
+
+
+def evaluations_page() -> str:
+    """Print the published suite: what it asks, how it scores, and what it must come to."""
+    return "\n".join(_opening("Evaluations", "domain/persona/evaluation/")) + "\n" + evaluations_text()
 
 
 # --------------------------------------------------------------------------- errors
@@ -190,7 +201,9 @@ def _word(found: Any, structs: dict[str, Any]) -> str:
     words = {
         "StrType": "text",
         "IntType": "integer",
+        "BytesType": "base64 text",
         "BoolType": "boolean",
+        "BytesType": "base64",
         "NoneType": "null",
         "AnyType": "anything",
     }

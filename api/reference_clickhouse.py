@@ -6,9 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ops.clickhouse_migrate import clickhouse_migrations, statements
-
-VIEWS_FILE = "0002_views.sql"
+from ops.reconcile_views import view_statements
 
 
 class Column(NamedTuple):
@@ -133,6 +131,32 @@ WHERE contract_id = {contract_id:String}
 ORDER BY position""",
     ),
     Example(
+        "What happened to a persona",
+        "Its own events, its capsules, their reviews and signatures, in the order of the log.",
+        """SELECT position, at, event, stream, actor
+FROM bi.persona_timeline
+WHERE persona_id = {persona_id:String}
+ORDER BY position""",
+    ),
+    Example(
+        "Who let a capsule be published",
+        "Each publication: whose keys signed, under which policy and constitution, and whether by an override.",
+        """SELECT at, persona_id, persona_version, capsule, signed, threshold, is_override, policy,
+    constitution, judged_by
+FROM bi.governance
+WHERE kind = 'capsule' AND event = 'published' AND at >= {start:Date} AND at < {end:Date}
+ORDER BY position""",
+    ),
+    Example(
+        "Attempts that were refused",
+        "Exports, imports and downloads that came to nothing, by the code of the refusal.",
+        """SELECT kind, code, count() AS attempts
+FROM bi.governance
+WHERE event IN ('refused', 'failed', 'download_refused') AND at >= {start:Date} AND at < {end:Date}
+GROUP BY kind, code
+ORDER BY attempts DESC, kind, code""",
+    ),
+    Example(
         "How far the tables are",
         "Every record before the position is in them.",
         """SELECT follower, min(position) AS position
@@ -149,9 +173,9 @@ _COLUMN = re.compile(r"^ {4}(\w+)\s+(.+?) COMMENT '((?:[^']|'')*)',?$", re.MULTI
 
 
 def views() -> list[View]:
-    """Read the documented views out of their migration."""
+    """Read the documented views out of the migrations that make them."""
     found = []
-    for statement in statements((clickhouse_migrations() / VIEWS_FILE).read_text()):
+    for statement in view_statements().values():
         parts = _VIEW.match(statement)
         assert parts is not None, f"a view that cannot be documented: {statement[:60]}"
         columns = [Column(*column) for column in _COLUMN.findall(parts[2])]

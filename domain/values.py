@@ -123,7 +123,7 @@ def _money_from_wire(value: Any) -> Money:
     if isinstance(value, Money):
         return value
     if not isinstance(value, dict) or set(value) != {"amount", "currency"}:
-        raise PydanticCustomError("money", 'money is {{"amount": "12.50", "currency": "USD"}}')
+        raise PydanticCustomError("money", 'money is {"amount": "12.50", "currency": "USD"}')
     try:
         money = Money.parse(value["amount"], value["currency"])
     except CurrencyUnknownError as error:

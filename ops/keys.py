@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -27,16 +26,32 @@ def read_or_make(path: Path, make: bytes) -> bytes:
         raise KeyFileError(f"{path} cannot be used: {error.strerror}") from error
 
 
-def _write_once(path: Path, content: bytes) -> None:
-    """Write a file that is either there in full or not at all; one that is there already stays."""
+def write_new(path: Path, content: bytes) -> None:
+    """Write a key file where there is none; one that is there stays as it is and is a refusal.
+
+    Errors: key_file_unusable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _write_once(path, content):
+            raise KeyFileError(f"{path} is there already; a key is never written over")
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _write_once(path: Path, content: bytes) -> bool:
+    """Write a file that is either there in full or not at all; one that is there already stays, which is False."""
     descriptor, draft = mkstemp(prefix=f".{path.name}.", dir=path.parent)  # made with mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):
+        try:
             os.link(draft, path)
+            fresh = True
+        except FileExistsError:
+            fresh = False
     finally:
         Path(draft).unlink()
     folder = os.open(path.parent, os.O_RDONLY)
@@ -44,6 +59,7 @@ def _write_once(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+    return fresh
 
 
 def log_signer(path: Path, origin: str) -> Signer:

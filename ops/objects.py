@@ -25,11 +25,7 @@ class ObjectStore:
     @classmethod
     def open(cls, settings: Settings) -> ObjectStore:
         """Open the store the settings name."""
-        if settings.object_store_url is not None:
-            return cls(from_url(settings.object_store_url))
-        path = Path(settings.objects_path).resolve()
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(LocalStore(path))
+        return cls(open_store(settings))
 
     async def put(self, data: bytes) -> str:
         """Keep bytes; give their address. Keeping the same bytes again changes nothing."""
@@ -52,6 +48,15 @@ class ObjectStore:
         if sha3_512(data).hexdigest() != name:
             raise LogDamagedError("a stored object does not hash to its address", address=address)
         return data
+
+
+def open_store(settings: Settings) -> Any:
+    """Open what the settings name: a directory, or S3 and its like by URL."""
+    if settings.object_store_url is not None:
+        return from_url(settings.object_store_url)
+    path = Path(settings.objects_path).resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    return LocalStore(path)
 
 
 def _path(name: str) -> str:

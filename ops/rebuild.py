@@ -1,8 +1,9 @@
 """Rebuilding everything that follows the log inside its own database, and holding it against what is there.
 
-Records, accounts, holds and postings are computed a second time, from the records alone and with the writer's own
-statements, into temporary tables of the same shape. Then both are digested row by row. Where they differ the rows are
-named and, if asked, put right in one transaction that holds the head row, so that no commit passes in between.
+Records, accounts, holds, postings and the catalogue are computed a second time, from the records alone and with the
+writer's own statements, into temporary tables of the same shape. Then both are digested row by row. Where they differ
+the rows are named and, if asked, put right in one transaction that holds the head row, so that no commit passes in
+between.
 
 A running service keeps in memory what it has read: after a repair it must be started again.
 """
@@ -39,6 +40,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "accounts": ("account",),
     "holds": ("hold",),
     "postings": ("account", "position", "leg"),
+    "catalogue": ("persona_id",),
 }
 
 Progress = Callable[[int, int], None]
@@ -146,6 +148,12 @@ class _Replay:
         while self._done < row[0]:
             self._chunk(min(self._done + CHUNK_EVENTS, row[0]))
             self._progress(self._done, row[0])
+        self._cursor.execute("TRUNCATE pg_temp.catalogue")
+        # The catalogue is a function of each persona's record; replaying writes past the trigger that calls it.
+        self._cursor.execute(
+            "INSERT INTO pg_temp.catalogue SELECT c.* FROM pg_temp.records r,"
+            " public.catalogue_row(r.id, r.tenant, r.state) AS c WHERE r.kind = 'persona'"
+        )
         self._seconds += time.perf_counter() - started
 
     def _chunk(self, end: int) -> None:

@@ -24,6 +24,7 @@ from ops.objects import ObjectStore
 from ops.reads import Head, LogReader
 from ops.recorder import LedgerRecorder
 from ops.settings import Settings
+from ops.vault import Vault
 
 log = telemetry.logger(__name__)
 
@@ -42,6 +43,7 @@ class Runtime:
     ledger: Ledger
     objects: ObjectStore
     clock: Clock
+    vault: Vault
 
     def note(self, head: Head) -> bytes:
         """Write the signed checkpoint of a committed head; the same head always gives the same bytes."""
@@ -142,7 +144,8 @@ async def _assemble(settings: Settings, url: str, observe: Callable[[int], None]
         _GateLog(recorder, reader), clock=clock, next_id=next_id, resident_max=settings.resident_max
     )
     gates.append(gate)
-    return Runtime(settings, url, signer, recorder, reader, gate, ObjectStore.open(settings), clock)
+    objects, vault = ObjectStore.open(settings), Vault.open(settings)
+    return Runtime(settings, url, signer, recorder, reader, gate, objects, clock, vault)
 
 
 def _claim(url: str, signer: Signer) -> None:

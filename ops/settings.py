@@ -57,6 +57,13 @@ class Settings(BaseSettings):
         None,
         description="Object store, such as s3://bucket/prefix; unset means the directory objects/ under data.",
     )
+    vault_encryption: bool = Field(
+        True,
+        description="Whether artifacts and capsules are encrypted where they are stored (true or false).",
+    )
+    vault_key_file: Path | None = Field(
+        None, description="Keys of the vault (made if absent); unset means keys/vault.json under data."
+    )
 
     clickhouse_url: SecretStr | None = Field(
         None,
@@ -146,6 +153,12 @@ class Settings(BaseSettings):
     dataset_bytes_max: int = Field(
         20_000_000, ge=1_024, le=1_000_000_000, description="Largest uploaded dataset, in bytes."
     )
+    artifact_bytes_max: int = Field(
+        1_000_000_000,
+        ge=1_024,
+        le=1_000_000_000_000,
+        description="Largest artifact or capsule archive, in bytes; it is streamed, and may be sent in pieces.",
+    )
     usage_bytes_max: int = Field(
         8_000_000, ge=1_024, le=100_000_000, description="Largest body of usage readings, in bytes."
     )
@@ -234,6 +247,21 @@ class Settings(BaseSettings):
         25_000, ge=0, le=1_000_000, description="Fee on each release, in millionths of the sum."
     )
 
+    # ---- policies
+    policy_dir: Path | None = Field(
+        None,
+        description="Directory of export.rego, import.rego, publish.rego and rental.rego; unset means our own.",
+    )
+    opa_url: str | None = Field(
+        None, description="http(s) URL of an Open Policy Agent that judges; unset means the engine inside."
+    )
+    opa_token: SecretStr | None = Field(
+        None, description="Bearer token for the Open Policy Agent; unset means none is sent."
+    )
+    opa_timeout_s: float = Field(
+        5.0, ge=0.1, le=60, description="How long the Open Policy Agent has for one answer, in seconds."
+    )
+
     # ---- reconciliation
     reconcile_at_utc: str = Field(
         "02:30",
@@ -281,6 +309,13 @@ class Settings(BaseSettings):
             raise ValueError("a JWKS URL starts with https:// (or http:// inside one host)")
         return url
 
+    @field_validator("opa_url")
+    @classmethod
+    def _opa_url(cls, url: str | None) -> str | None:
+        if url and not re.match(r"https?://[^/?#@]+", url):
+            raise ValueError("an OPA URL is http(s)://host:port, without credentials")
+        return url
+
     @field_validator("kafka_options")
     @classmethod
     def _object(cls, options: SecretStr | None) -> SecretStr | None:
@@ -304,6 +339,11 @@ class Settings(BaseSettings):
     def webhook_key_path(self) -> Path:
         """Locate the master key of webhook secrets."""
         return self.webhook_key_file or self.data_dir / "keys" / "webhooks.key"
+
+    @property
+    def vault_key_path(self) -> Path:
+        """Locate the keys of the vault."""
+        return self.vault_key_file or self.data_dir / "keys" / "vault.json"
 
     @property
     def webhook_retry_delays(self) -> list[float]:

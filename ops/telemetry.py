@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TextIO
 
 import structlog
@@ -195,6 +195,9 @@ HTTP_REQUESTS = Counter(
 HTTP_REQUEST_SECONDS = Histogram(
     "soma_http_request_seconds", "Time to answer a request.", ["route"], buckets=_FAST_S, registry=REGISTRY
 )
+CATALOGUE_SEARCH_SECONDS = Histogram(
+    "soma_catalogue_search_seconds", "Time to find a page of personas.", buckets=_FAST_S, registry=REGISTRY
+)
 
 MARKET_OFFERS = Counter("soma_market_offers", "Offers listed.", registry=REGISTRY)
 MARKET_MATCHES = Counter("soma_market_matches", "Intents matched.", registry=REGISTRY)
@@ -227,6 +230,52 @@ MARKET_FUNDED_TO_RELEASED_SECONDS = Histogram(
     "soma_market_funded_to_released_seconds",
     "Time from funded escrow to its release.",
     buckets=_SLOW_S,
+    registry=REGISTRY,
+)
+
+REVIEW_SECONDS = Histogram(
+    "soma_trust_review_seconds",
+    "Age of a review when it was settled, by what it came to.",
+    ["outcome"],
+    buckets=_SLOW_S,
+    registry=REGISTRY,
+)
+REVIEW_REFUSALS = Counter(
+    "soma_trust_review_refusals",
+    "Decisions on reviews that were refused, by code.",
+    ["code"],
+    registry=REGISTRY,
+)
+REVIEW_OVERRIDES = Counter(
+    "soma_trust_review_overrides", "Reviews an operator settled alone.", registry=REGISTRY
+)
+SIGNATURES = Counter(
+    "soma_trust_signatures",
+    "Signatures brought: counted, or why they were refused.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+# A series that begins at one has no increase; what alerts are about begins at zero.
+for _outcome in ("approved", "rejected", "expired"):
+    REVIEW_SECONDS.labels(_outcome)
+for _outcome in ("counted", "unknown_key", "bad_signature", "revoked_key"):
+    SIGNATURES.labels(_outcome)
+SIGNATURE_SECONDS = Histogram(
+    "soma_trust_signature_seconds",
+    "Time from the request for signatures to a signature.",
+    buckets=_SLOW_S,
+    registry=REGISTRY,
+)
+
+PUBLICATIONS = Counter(
+    "soma_persona_publications",
+    "Requests to publish or reinstate a capsule: published, or the code of the refusal.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+TRUST_LOST = Counter(
+    "soma_persona_trust_lost",
+    "Published capsules that fell below the threshold when a key was revoked.",
     registry=REGISTRY,
 )
 
@@ -296,8 +345,88 @@ RECONCILED_CLEAN_AT = Gauge(
     "When the last clean one over everything ended.",
     registry=REGISTRY,
 )
+UTILITY_VALUE = Gauge(
+    "soma_utility_value",
+    "Mean utility of the requests of the last evaluation, by suite; beside it the constitution's bar.",
+    ["suite"],
+    registry=REGISTRY,
+)
+UTILITY_BOUND = Gauge(
+    "soma_utility_bound",
+    "The least utility the constitution accepts, as last used.",
+    ["suite"],
+    registry=REGISTRY,
+)
+UTILITY_DECISIONS = Counter(
+    "soma_utility_decisions",
+    "Requests of evaluations the guard accepted or refused.",
+    ["suite", "outcome"],
+    registry=REGISTRY,
+)
+EVALUATIONS = Counter(
+    "soma_evaluations",
+    "Evaluations by occasion (asked, inspection) and outcome (passed, not_passed, failed).",
+    ["occasion", "outcome"],
+    registry=REGISTRY,
+)
+EVALUATION_SECONDS = Histogram(
+    "soma_evaluation_seconds", "Time of one evaluation.", ["occasion"], buckets=_SLOW_S, registry=REGISTRY
+)
+
 DEAD_LETTERS_OPEN = Gauge(
     "soma_dead_letters_open", "Letters that are neither taken in again nor given up.", registry=REGISTRY
+)
+
+POLICY_JUDGEMENTS = Counter(
+    "soma_policy_judgements",
+    "Answers of policies: allowed, denied or unavailable.",
+    ["package", "outcome"],
+    registry=REGISTRY,
+)
+POLICY_REASONS = Counter(
+    "soma_policy_reasons",
+    "Requirements that were not met, by policy.",
+    ["package", "rule"],
+    registry=REGISTRY,
+)
+POLICY_SECONDS = Histogram(
+    "soma_policy_seconds", "Time to judge one input.", ["package"], buckets=_FAST_S, registry=REGISTRY
+)
+
+_RULE = re.compile(r"[a-z][a-z0-9_]{0,39}(?=:|\Z)", re.ASCII)
+
+
+def policies_known(packages: Sequence[str]) -> None:
+    """Begin to count every policy's answers at zero, so that the first failure of one is seen as a rise."""
+    for package in packages:
+        for outcome in ("allowed", "denied", "unavailable"):
+            POLICY_JUDGEMENTS.labels(package, outcome)
+
+
+def policy_judged(package: str, allow: bool, reasons: list[str], seconds: float) -> None:
+    """Count one answer of a policy, and the requirements it found unmet by their names."""
+    POLICY_JUDGEMENTS.labels(package, "allowed" if allow else "denied").inc()
+    POLICY_SECONDS.labels(package).observe(seconds)
+    for reason in reasons:
+        # Policies of others may write what they like; what is no name of a rule is counted as one.
+        found = _RULE.match(reason)
+        POLICY_REASONS.labels(package, found[0] if found else "other").inc()
+
+
+def policy_failed(package: str) -> None:
+    """Count a policy that could not be asked."""
+    POLICY_JUDGEMENTS.labels(package if package.startswith("soma.") else "other", "unavailable").inc()
+
+
+TRANSFERS = Counter(
+    "soma_capsule_transfers", "Exports and imports that ended, by how.", ["kind", "status"], registry=REGISTRY
+)
+TRANSFER_SECONDS = Histogram(
+    "soma_capsule_transfer_seconds",
+    "Time a worker took for one export or import.",
+    ["kind"],
+    buckets=_SLOW_S,
+    registry=REGISTRY,
 )
 
 

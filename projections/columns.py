@@ -16,6 +16,7 @@ import msgspec
 import pyarrow as pa
 
 from domain.errors import DecimalOverflowError, LedgerError, LogDamagedError
+from domain.log.records import ADDRESS_PREFIX
 from domain.values import parse_nano
 from ops.reads import Stored
 
@@ -333,15 +334,22 @@ NAMED = {
     "contract_id": "contract",
     "round_intent_id": "intent",
     "persona_id": "persona",
+    "capsule": "capsule",
 }
-# Streams that belong to one other thing for their whole life, by the member of their first record that names it.
+# Streams that belong to other things for their whole life, by the members of their first record that name them.
 CHILDREN = {
-    "round": "contract_id",
-    "dispute": "contract_id",
-    "rental": "persona_id",
-    "subscription": "persona_id",
-    "purchase": "persona_id",
+    "round": ("contract_id",),
+    "dispute": ("contract_id",),
+    "rental": ("persona_id",),
+    "subscription": ("persona_id",),
+    "purchase": ("persona_id",),
+    "capsule": ("persona_id",),
+    "export": ("persona_id", "capsule"),
+    "evaluation": ("persona_id",),
+    "claim": ("persona_id", "capsule"),
 }
+# Streams about the thing that has the same id, and belong to whatever that belongs to.
+ABOUT = {"review": "capsule", "signing": "capsule"}
 
 Subject = tuple[str, str]
 
@@ -352,35 +360,33 @@ class _Named(msgspec.Struct, gc=False):
     contract_id: Any = None
     round_intent_id: Any = None
     persona_id: Any = None
+    capsule: Any = None
     shares: Any = None
 
 
 _named = msgspec.json.Decoder(_Named)
 
 
+def root_of(stream: str) -> str:
+    """Give the stream whose first record says what a stream belongs to: mostly its own."""
+    kind, _, name = stream.partition("/")
+    return f"{ABOUT[kind]}/{name}" if kind in ABOUT else stream
+
+
 def orphans(rows: Rows[msgspec.Raw], parents: Mapping[str, Sequence[Subject]]) -> list[str]:
-    """List the streams of a batch that belong to something else, where only their first record says to what."""
+    """List the streams whose first records say what records of a batch belong to, and that are not known yet."""
     begun = {e.stream for e in rows.envelopes if e.version == 1}
-    return sorted(
-        {
-            e.stream
-            for e in rows.envelopes
-            if e.version > 1
-            and kind_of(e.stream) in CHILDREN
-            and e.stream not in parents
-            and e.stream not in begun
-        }
-    )
+    roots = {root_of(e.stream) for e in rows.envelopes if e.version}
+    return sorted(root for root in roots - begun if kind_of(root) in CHILDREN and root not in parents)
 
 
 def adopt(rows: Rows[msgspec.Raw]) -> dict[str, list[Subject]]:
     """Tell what the streams that begin in a batch belong to, for as long as they go on."""
     found: dict[str, list[Subject]] = {}
     for envelope in rows.envelopes:
-        member = CHILDREN.get(kind_of(envelope.stream))
-        if member is not None and envelope.version == 1:
-            name = getattr(_names(envelope.data), member)
-            found[envelope.stream] = [(NAMED[member], name)] if isinstance(name, str) and name else []
+        members = CHILDREN.get(kind_of(envelope.stream))
+        if members is not None and envelope.version == 1:
+            found[envelope.stream] = _named_by(_names(envelope.data), members)
     return found
 
 
@@ -395,8 +401,9 @@ def timelines(rows: Rows[msgspec.Raw], parents: Mapping[str, Sequence[Subject]])
         if kind in UNTOLD:
             continue
         told[at] = bytes(envelope.data)
+        root = root_of(envelope.stream)
         for subject_kind, subject in dict.fromkeys(
-            [(kind, name), *parents.get(envelope.stream, ()), *_subjects(envelope.data)]
+            [(kind, name), (kind_of(root), name), *parents.get(root, ()), *_subjects(envelope.data)]
         ):
             places.append(at)
             kinds.append(subject_kind)
@@ -415,12 +422,18 @@ def _names(data: msgspec.Raw) -> _Named:
         return _Named()
 
 
+def _named_by(named: _Named, members: Iterable[str]) -> list[Subject]:
+    found = [(NAMED[member], getattr(named, member)) for member in members]
+    # A capsule is named by its address, and its stream by the digits of it.
+    return [
+        (kind, name.removeprefix(ADDRESS_PREFIX)) for kind, name in found if isinstance(name, str) and name
+    ]
+
+
 def _subjects(data: msgspec.Raw) -> list[Subject]:
     named = _names(data)
-    found = [
-        (kind, name) for member, kind in NAMED.items() if isinstance(name := getattr(named, member), str)
-    ]
+    found = _named_by(named, NAMED)
     if isinstance(named.shares, list):
         sellers = [share.get("seller") for share in named.shares if isinstance(share, dict)]
-        found += [("seller", seller) for seller in sellers if isinstance(seller, str)]
-    return [(kind, name) for kind, name in found if name]
+        found += [("seller", seller) for seller in sellers if isinstance(seller, str) and seller]
+    return found

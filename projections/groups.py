@@ -1,6 +1,6 @@
 """The groups of tables that each have a follower of their own: what they are made of, and what is recomputed from them.
 
-The tables themselves are told in migrations/clickhouse/0001_tables.sql.
+The tables themselves are told in migrations/clickhouse/0001_tables.sql and 0003_personas.sql.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from domain.billing.usage import Usage
 from domain.errors import FollowerUnknownError
 from domain.log.records import EVENTS, Event, MoneyEvent
 from ops.reads import Stored
-from projections import columns, columns_billing, columns_market, columns_usage
+from projections import columns, columns_billing, columns_governance, columns_market, columns_usage
 from projections.columns import Shape, Subject, Tables
 
 Parents = Mapping[str, Sequence[Subject]]
@@ -152,7 +152,16 @@ MARKET = Group(
     concerns=_of(*columns_market.KINDS),
 )
 
-GROUPS: dict[str, Group] = {group.name: group for group in (RECORDS, BILLING, USAGE, MARKET)}
+GOVERNANCE = Group(
+    "clickhouse.governance",
+    (columns_governance.GOVERNANCE_EVENTS,),
+    columns_governance.GOVERNANCE_ROWS.read,
+    columns_governance.governance,
+    has_parents=True,
+    concerns=_of(*columns_governance.KINDS),
+)
+
+GROUPS: dict[str, Group] = {group.name: group for group in (RECORDS, BILLING, USAGE, MARKET, GOVERNANCE)}
 
 
 def group_of(name: str) -> Group:

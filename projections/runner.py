@@ -1,6 +1,7 @@
 """All followers of one process: each by its name, each kept running, none stopped by another's trouble.
 
 clickhouse.records  clickhouse.billing  clickhouse.usage  clickhouse.market     tables of ClickHouse
+clickhouse.governance
 kafka.relay         kafka.ingest                                              only where a broker is named
 webhooks            nightly                                                   deliveries; reconciliation
 """

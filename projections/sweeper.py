@@ -1,4 +1,4 @@
-"""The sweeper follows deadlines: it writes down that offers, intents and escrows have expired.
+"""The sweeper follows deadlines: it writes down that offers, intents, escrows and reviews have expired.
 
 Nothing depends on it for being right, since every decision compares with the clock itself; it makes lists and
 timelines say what is already so. It works from `records.deadline`, so a crash loses nothing.
@@ -9,11 +9,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
+import msgspec
+
 from domain.errors import LedgerError
 from domain.ledger import Caller
 from domain.market.contracts import ExpireEscrow, expire_escrow
 from domain.market.intents import IntentStep, expire_intent
 from domain.market.offers import OfferStep, expire_offer
+from domain.persona.reviewing import expire
+from domain.trust.reviews import Review, ReviewStep
+from domain.values import moment_of
 from ops import telemetry
 from ops.runtime import Runtime
 
@@ -53,7 +58,16 @@ class Sweeper:
                 await ledger.act(expire_intent, IntentStep(intent_id=name), SWEEPER)
             elif kind == "contract":
                 await ledger.act(expire_escrow, ExpireEscrow(contract_id=name), SWEEPER)
+            elif kind == "review":
+                await self._expire_review(name)
         return len(due)
+
+    async def _expire_review(self, name: str) -> None:
+        answer = await self._runtime.ledger.act(expire, ReviewStep(capsule=name), SWEEPER)
+        if answer.event_count:
+            review = msgspec.json.decode(answer.body, type=Review)
+            age = moment_of(review.updated_at) - moment_of(review.opened_at)
+            telemetry.REVIEW_SECONDS.labels("expired").observe(age.total_seconds())
 
     async def _run(self) -> None:
         while True:

@@ -49,6 +49,10 @@ class ArchiveLimitError(UnprocessableError, code="archive_limit"):
     """The archive is larger, or holds more, than is taken in."""
 
 
+class AttestationsMalformedError(InvalidError, code="attestations_malformed"):
+    """What travels beside an archive is not in the form of attestations."""
+
+
 class ArtifactNotFoundError(NotFoundError, code="artifact_not_found"):
     """There is no such artifact, or it is another tenant's."""
 

@@ -25,12 +25,20 @@ class PublicKeyError(InvalidError, code="public_key_invalid"):
     """A public key is 32 bytes of Ed25519 in base64, canonical and of large order."""
 
 
+class StatementUnexpectedError(InvalidError, code="statement_unexpected"):
+    """What is asked to be signed is not what the signer wants to sign."""
+
+
 class SignatureRefusedError(UnprocessableError, code="signature_refused"):
     """The signature does not count; `reason` says why."""
 
 
 class SignatureRepeatedError(ConflictError, code="signature_repeated", retry=Retry.NEVER):
     """This key has signed already."""
+
+
+class SigningNotFoundError(NotFoundError, code="signing_not_found"):
+    """Nobody has asked that this be signed."""
 
 
 class ThresholdNotMetError(UnprocessableError, code="threshold_not_met"):
@@ -57,6 +65,10 @@ class ConstitutionNotFoundError(NotFoundError, code="constitution_not_found"):
     """There is no such constitution, or no such version of it."""
 
 
+class ConstitutionInvalidError(UnprocessableError, code="constitution_invalid"):
+    """This cannot be the next version of the constitution."""
+
+
 class ConstitutionMissingError(UnprocessableError, code="constitution_missing"):
     """No constitution was adopted yet; nothing can be exported, imported or published before one is."""
 
@@ -71,6 +83,10 @@ class ReviewNotFoundError(NotFoundError, code="review_not_found"):
 
 class ReviewClosedError(ConflictError, code="review_closed"):
     """The review is not pending any more."""
+
+
+class ReviewNotesError(UnprocessableError, code="review_notes_missing"):
+    """An override needs notes that say why."""
 
 
 class SelfReviewError(ForbiddenError, code="self_review"):

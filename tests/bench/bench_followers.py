@@ -34,6 +34,9 @@ REBUILT = 1_000_000
 RATE_PER_S = 1_000
 LIVE_S = 30
 
+# The log that is measured holds no persona, so the follower of governance would pass it by.
+MEASURED = tuple(name for name in PROJECTIONS if name != "clickhouse.governance")
+
 Parts = list[tuple[str, pa.Table]]
 
 
@@ -41,7 +44,7 @@ Parts = list[tuple[str, pa.Table]]
 
 
 async def follow_all(
-    runtime: Runtime, connections: Sequence[ClickHouse], size: int, names: Sequence[str] = PROJECTIONS
+    runtime: Runtime, connections: Sequence[ClickHouse], size: int, names: Sequence[str] = MEASURED
 ) -> float:
     """Let followers read the whole log into their tables; give the seconds until the last is done."""
     settle_for_followers()
@@ -58,12 +61,12 @@ async def follow_all(
 
 async def columns_of(runtime: Runtime, size: int) -> dict[str, Parts]:
     """Make the columns of every batch beforehand: what the direct inserts of the baseline send."""
-    told: dict[str, Parts] = {name: [] for name in PROJECTIONS}
+    told: dict[str, Parts] = {name: [] for name in MEASURED}
     position = 0
     while position < size:
         end = cut(position, size)
         stored = await runtime.reader.span(position, end)
-        for name in PROJECTIONS:
+        for name in MEASURED:
             group = GROUPS[name]
             tables = group.tell(group.read(stored), {})
             told[name] += [
@@ -74,7 +77,7 @@ async def columns_of(runtime: Runtime, size: int) -> dict[str, Parts]:
 
 
 async def insert_all(
-    told: dict[str, Parts], connections: Sequence[ClickHouse], names: Sequence[str] = PROJECTIONS
+    told: dict[str, Parts], connections: Sequence[ClickHouse], names: Sequence[str] = MEASURED
 ) -> float:
     """Insert columns that are ready into empty tables of the same shape; give the seconds."""
     for table in {table for name in names for table, _ in told[name]}:
@@ -110,8 +113,8 @@ def throughput() -> list[Figure]:
             turns: dict[str, tuple[list[float], list[float]]] = {}
             for _ in range(TURNS):
                 for label, names in [
-                    ("", PROJECTIONS),
-                    *((f"_{n.partition('.')[2]}", [n]) for n in PROJECTIONS),
+                    ("", MEASURED),
+                    *((f"_{n.partition('.')[2]}", [n]) for n in MEASURED),
                 ]:
                     ours, direct = turns.setdefault(label, ([], []))
                     direct.append(size / await insert_all(told, connections, names))

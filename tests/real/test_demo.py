@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import select
@@ -12,8 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from api.demo_personas import publish_persona
+from api.demo_stage import Stage
 from domain.log.audit_proof import verify_receipt
+from ops.settings import Settings
 
 SOMA = [sys.executable, "-m", "api.cli"]
 END_S_MAX = 120
@@ -25,6 +30,9 @@ STEPS = (
     "5. Release the escrow",
     "6. Inspect timeline and metrics",
     "7. Prove it, without trusting the service",
+    "8. Seal a persona",
+    "9. Nobody publishes alone",
+    "10. Verify it without the service",
     "What happened",
 )
 
@@ -67,7 +75,7 @@ def test_without_a_terminal_it_ends_by_itself_and_well(played: Played) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_all_six_steps_and_the_proof_are_played_in_order(played: Played) -> None:
+def test_all_steps_are_played_in_order(played: Played) -> None:
     out = played[0].stdout
     places = [out.find(step) for step in STEPS]
     assert -1 not in places
@@ -84,6 +92,11 @@ def test_all_six_steps_and_the_proof_are_played_in_order(played: Played) -> None
         "contract waiting for its money: none",
         "inclusion_invalid",
         "every promise holds",
+        "house-guide 1.0.0",
+        "422 not_approved",
+        "With one approval and two of three signatures: published",
+        "capsule_tampered in memory.parquet, offline and at the import",
+        "a persona that nobody could have published alone",
         "The loop is closed",
     ],
 )
@@ -132,6 +145,20 @@ def test_it_can_be_played_again_on_the_same_data(played: Played, repository_root
     again = run_demo(repository_root, played[1], "--once")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "budget_rejected 3" in again.stdout
+    assert "house-guide 1.0.1" in again.stdout
+
+
+def test_without_the_examples_the_persona_is_left_out_and_the_rest_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("api.demo_personas.__file__", str(tmp_path / "api" / "demo_personas.py"))
+    console = Console(file=io.StringIO())
+    stage = Stage(Settings(data_dir=tmp_path), "http://127.0.0.1:1", console)
+    monkeypatch.setattr(stage, "say", told.append)
+    assert not publish_persona(stage)
+    assert "left out" in told[0]
 
 
 def test_a_service_that_cannot_be_reached_is_said_and_the_end_is_not_zero(

@@ -87,6 +87,8 @@ def names(world: World) -> dict[str, Any]:
         "transfer_id": transfer["id"],
         "account": f"wallet.{TENANT}.USD",
         "webhook_id": owner.made("/v1/webhooks", {"url": "https://127.0.0.1/"})["id"],
+        "capsule": world.to_be_signed(TENANT, "somebody"),
+        "name": "publication",
         "tenant": TENANT,
         "position": event["position"],
         "address": event["address"],

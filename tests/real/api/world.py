@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 
 from domain.errors import REGISTRY
-from domain.ledger import Caller
+from domain.ledger import Caller, Case
+from domain.trust import reviews, signatures, signers
 from tests.real.service import Service
+from tests.unit.trust.trust_maker import a_capsule, policy_terms
 
 ROUND_S_MAX = 60.0
 TARGET_ROWS = 60
@@ -153,6 +155,21 @@ class World:
         contract = self.funded(owner, **fields)
         assert self.round(owner, contract["id"])["status"] == "completed"
         return owner.read(f"/v1/contracts/{contract['id']}")
+
+    def to_be_signed(self, tenant: str, owner: str) -> str:
+        """Pin signers, and ask that a capsule of a tenant be reviewed and signed; give its address."""
+        self.operator.made("/v1/signer-policies", {"document": policy_terms()})
+        capsule = a_capsule()
+
+        def submit(case: Case, _: Any) -> Any:
+            in_force = signers.policy_in_force(case)
+            reviews.open_review(case, capsule, in_force, [owner], tenant)
+            return signatures.open_signing(case, capsule, in_force, a_capsule(0), [owner], tenant)
+
+        who = Caller("olivia", tenant, frozenset({"owner"}))
+        ledger = self.service.runtime.ledger
+        self.service.run(ledger.act(submit, signatures.OpenSigning(capsule=capsule), who))
+        return capsule
 
 
 def done(response: httpx.Response) -> dict[str, Any]:

@@ -51,6 +51,10 @@ def tell_market(world: World) -> None:
     _fail_to_match(world)
     _pay(world)
     _meter(world)
+    lab.made(
+        "/v1/personas", {"persona_id": "ward-helper", "display_name": "Ward helper", "domains": ["health"]}
+    )
+    lab.patch("/v1/personas/ward-helper", {"summary": "Finds the bed that is free."})
     world.operator.made("/v1/training/enable", {"tenant": "lab", "reason": "quarterly run"})
 
 

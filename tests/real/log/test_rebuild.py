@@ -14,6 +14,7 @@ from domain.errors import InsufficientFundsError, LogDamagedError
 from ops.rebuild import TABLES, Difference, RebuildReport, rebuild
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
+from tests.real.catalogue import shelf
 from tests.real.log.test_races import OWNER, FundContract, fund_contract, matched_contract, release, trained
 from tests.real.log.world import Add, OpenTally, add, check_database, give, member, open_tally, pay
 
@@ -21,7 +22,7 @@ MIA = member("acme")
 
 
 async def busy(rt: Runtime, seed: int, steps: int = 60) -> None:
-    """Write a bit of everything: streams, transfers and refusals, a contract with its hold."""
+    """Write a bit of everything: streams, transfers and refusals, a contract with its hold, personas."""
     chance = random.Random(seed)
     await rt.ledger.act(open_tally, OpenTally(name=f"hot-{seed}"), MIA)
     for tenant in ("acme", "beta", "gamma", "lab"):
@@ -40,6 +41,10 @@ async def busy(rt: Runtime, seed: int, steps: int = 60) -> None:
         await rt.ledger.act(fund_contract, FundContract(contract_id=contract_id), OWNER)
     await trained(rt, paid)
     await release(rt, paid)
+    await shelf.listed(
+        rt, f"night-nurse-{seed}", "clinic", summary="Asks how patients feel.", domains=["health"]
+    )
+    await shelf.draft(rt, f"half-done-{seed}")
 
 
 @pytest.fixture
@@ -116,6 +121,14 @@ SPOILS = {
     "a hold": "UPDATE holds SET status = 'void' WHERE status = 'pending'",
     "a posting": "UPDATE postings SET amount_nano = amount_nano + 1 WHERE account = 'wallet.acme.USD' AND leg = 0",
     "all postings": "DELETE FROM postings",
+    "a facet": "UPDATE catalogue SET facets = facets || '{badge:override}' WHERE persona_id = 'night-nurse-1'",
+    "who sees it": "UPDATE catalogue SET public = true WHERE persona_id = 'half-done-1'",
+    "words": "UPDATE catalogue SET words = '' WHERE persona_id = 'night-nurse-1'",
+    "a persona that is hidden": "DELETE FROM catalogue WHERE persona_id = 'night-nurse-1'",
+    "a persona nobody made": "INSERT INTO catalogue SELECT 'ghost', 1, tenant, public, submitted, listed_at,"
+    " name, facets, title, words FROM catalogue WHERE persona_id = 'night-nurse-1'",
+    "a persona's state, which the catalogue follows": "UPDATE records"
+    " SET state = jsonb_set(state, '{summary}', '\"x\"') WHERE id = 'night-nurse-1'",
 }
 
 
@@ -155,7 +168,7 @@ def test_a_difference_shows_both_rows_and_counts_beyond_what_it_shows(written: s
 def test_tables_that_were_lost_altogether_come_back(written: str) -> None:
     good = contents(written)
     with psycopg.connect(written) as conn:
-        conn.execute("TRUNCATE records, accounts, holds, postings")
+        conn.execute("TRUNCATE records, accounts, holds, postings, catalogue")
     assert rebuild(written, repair=True).repaired
     assert contents(written) == good
     check_database(written)

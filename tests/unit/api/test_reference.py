@@ -15,7 +15,10 @@ from domain.log.records import AGGREGATES, EVENTS, Aggregate, Event
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = ROOT / "docs" / "reference"
-NAMES = ("api.md", "cli.md", "clickhouse.md", "errors.md", "events.md", "openapi.json", "settings.md")
+NAMES = (
+    "api.md", "baseline_suite.json", "cli.md", "clickhouse.md", "errors.md", "evaluations.md", "events.md",
+    "openapi.json", "settings.md",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

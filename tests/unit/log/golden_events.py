@@ -89,6 +89,8 @@ def sample(type_: Any, name: str) -> Any:
             return 20
         case msgspec.inspect.BoolType():
             return True
+        case msgspec.inspect.BytesType():
+            return "aGVsbG8="
         case msgspec.inspect.StrType():
             return sample_text(name)
     raise TypeError(f"no sample for {name}: {info}")
@@ -117,6 +119,7 @@ def sample_text(name: str) -> str:
     if any(word in name for word in numeric):
         return "0.850000"
     known = {"currency": "USD", "purpose": "wallet", "side": "credit", "outcome": "split", "rule": "mean"}
+    known["version"] = "1.4.0"
     return known.get(name, f"{name.replace('_', '-')}-1")
 
 
@@ -142,6 +145,7 @@ def golden_record(topic: str, cls: type[Event]) -> bytes:
 
 def _begins(topic: str) -> bool:
     begun = {
+        "adopted",
         "listed",
         "opened",
         "created",
@@ -151,6 +155,12 @@ def _begins(topic: str) -> bool:
         "succeeded",
         "enabled",
         "metered",
+        "requested",
+        "exported",
+        "imported",
+        "granted",
+        "extended",
+        "swept",
     }
     return topic.rpartition(".")[2] in begun
 

@@ -36,6 +36,18 @@ GOLDEN_FILES = sorted(GOLDEN.glob("*.json"))
 
 # Members that hold any JSON object, and where it is checked before it becomes an event.
 JSON_MEMBERS = {
+    "capsule.evaluated: evaluation": "cleaned by domain.persona.attempts.recordable",
+    "capsule.exported: manifest": "the document of domain.persona.manifest, whose fields are strict",
+    "capsule.imported: manifest": "the document of domain.persona.manifest, whose fields are strict",
+    "claim.opened: evidence": "fields.JsonObject",
+    "download.refused: problem": "cleaned by domain.persona.attempts.recordable",
+    "evaluation.completed: evaluation": "made by domain.persona.evaluation, whose numbers are decimal texts",
+    "evaluation.requested: manifest": "the document of domain.persona.manifest, whose fields are strict",
+    "export.failed: problem": "cleaned by domain.persona.attempts.recordable",
+    "export.refused: problem": "cleaned by domain.persona.attempts.recordable",
+    "export.requested: manifest": "the document of domain.persona.manifest, whose fields are strict",
+    "import.refused: problem": "cleaned by domain.persona.attempts.recordable",
+    "persona.described: changes": "fields of the command, checked one by one",
     "contract.created: selection_diagnostics": "made by domain.market.matching, no input",
     "dispute.opened: evidence": "fields.JsonObject",
     "intent.amended: changes": "fields of the command, checked one by one",

@@ -247,7 +247,8 @@ def test_a_batch_over_the_turn_of_a_month_is_split_by_the_months_of_its_records(
 
 
 def test_columns_are_named_and_ordered_as_in_the_tables() -> None:
-    ddl = "\n".join(statements((clickhouse_migrations() / "0001_tables.sql").read_text()))
+    files = sorted(clickhouse_migrations().glob("[0-9]*.sql"))
+    ddl = "\n".join(statement for file in files for statement in statements(file.read_text()))
     for shape in SHAPES:
         body = re.search(rf"soma\.{shape.name} \(\n(.*?)\n\) ENGINE", ddl, re.DOTALL)
         assert body is not None

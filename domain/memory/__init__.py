@@ -1,0 +1,1 @@
+"""Memory: how texts become vectors, and what is found near to what."""
