@@ -14,17 +14,20 @@ from api import openapi, problems
 from api.routes import (
     artifacts,
     attestations,
+    billing,
     capsules,
     catalog,
     claims,
     dead_letters,
     evaluations,
     feeds,
+    invoices,
     market,
     money,
     personas,
     policies,
     reconciliations,
+    rentals,
     sql,
     system,
     training,
@@ -37,17 +40,21 @@ from api.routes import log as log_routes
 from domain.errors import BodyTooLargeError
 from ops import telemetry
 from ops.catalogue import Catalogue
+from ops.clock import Clock
 from ops.keys_webhooks import WebhookKeys
 from ops.listen import Listener
 from ops.rego import open_engine
-from ops.runtime import open_runtime
+from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
 from ops.tokens import LocalIssuer, TokenGate
+from projections.billing_run import BillingRun
 from projections.feed import LogFeed, feed_limits
 from projections.inspections import Inspections
 from projections.reconciliations import Asked
+from projections.revocations import RevocationWatch
 from projections.rounds import RoundRunner
 from projections.sweeper import Sweeper
+from projections.timers import Timers
 from projections.transfers import TransferRunner
 from projections.trust_watch import TrustWatch
 
@@ -58,49 +65,30 @@ ROUTERS = (
     market.router, money.router, usage.router, training.router, trust.router, log_routes.router, feeds.router,
     webhooks.router, dead_letters.router, reconciliations.router, policies.router, system.router, artifacts.router,
     transfers.router, catalog.router, evaluations.router, personas.router, capsules.router, claims.router,
-    attestations.router,
+    attestations.router, rentals.router, billing.router, invoices.router,
 )  # fmt: skip
 
 
-def create_app(settings: Settings, observe: Callable[[int], None] | None = None) -> FastAPI:
-    """Make the application; it opens the ledger when it starts and closes it when it stops."""
+def create_app(
+    settings: Settings, observe: Callable[[int], None] | None = None, clock: Clock | None = None
+) -> FastAPI:
+    """Make the application; it opens the ledger when it starts and closes it when it stops.
+
+    Tests may observe the states of a commit, and set the clock.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
-            open_runtime(settings, observe) as opened,
+            open_runtime(settings, observe, clock) as opened,
             Listener(opened.url) as listener,
             LogFeed(opened.reader, listener, feed_limits(settings)) as feed,
         ):
             app.state.runtime = opened
             app.state.feed = feed
             app.state.engine = open_engine(settings)
-            app.state.catalogue = Catalogue(opened.reader.pool)
-            app.state.rounds = RoundRunner(opened)
-            app.state.sweeper = Sweeper(opened)
-            app.state.reconciliations = Asked(opened)
-            app.state.inspections = Inspections(opened)
-            app.state.transfers = TransferRunner(opened, app.state.engine)
-            app.state.trust_watch = TrustWatch(opened)
-            await app.state.rounds.resume()
-            await app.state.transfers.resume()
-            await app.state.inspections.resume()
-            app.state.inspections.look()
-            app.state.sweeper.start()
-            app.state.catalogue.start()
-            app.state.trust_watch.start()
-            try:
+            async with _at_work(app.state, opened):
                 yield
-            finally:
-                await sql.sql_app(app.state).close()
-                await app.state.reconciliations.close()
-                await app.state.catalogue.close()
-                await app.state.sweeper.close()
-                await app.state.trust_watch.close()
-                await app.state.inspections.close()
-                await app.state.transfers.close()
-                await app.state.rounds.close()
-                await app.state.engine.close()
 
     app = FastAPI(
         title="Soma Ledger",
@@ -133,6 +121,46 @@ def create_app(settings: Settings, observe: Callable[[int], None] | None = None)
     )
     app.add_middleware(_Meter)
     return app
+
+
+@asynccontextmanager
+async def _at_work(state: Any, opened: Runtime) -> AsyncIterator[None]:
+    """Run everything that works in the background, and take up what was left undone."""
+    state.catalogue = Catalogue(opened.reader.pool)
+    state.rounds = RoundRunner(opened)
+    state.sweeper = Sweeper(opened)
+    state.reconciliations = Asked(opened)
+    state.inspections = Inspections(opened)
+    state.transfers = TransferRunner(opened, state.engine)
+    state.trust_watch = TrustWatch(opened)
+    state.billing = BillingRun(opened)
+    state.timers = Timers(opened)
+    state.revocations = RevocationWatch(opened)
+    await state.rounds.resume()
+    await state.transfers.resume()
+    await state.inspections.resume()
+    state.inspections.look()
+    state.sweeper.start()
+    state.catalogue.start()
+    state.trust_watch.start()
+    state.billing.start()
+    state.timers.start()
+    state.revocations.start()
+    try:
+        yield
+    finally:
+        await sql.sql_app(state).close()
+        await state.reconciliations.close()
+        await state.catalogue.close()
+        await state.timers.close()
+        await state.revocations.close()
+        await state.sweeper.close()
+        await state.trust_watch.close()
+        await state.billing.close()
+        await state.inspections.close()
+        await state.transfers.close()
+        await state.rounds.close()
+        await state.engine.close()
 
 
 class _Limits:

@@ -16,6 +16,7 @@ import typer
 from api.cli_billing import billing_app
 from api.cli_dead_letters import dead_letters_app
 from api.cli_follow import follow, rebuild
+from api.cli_invoicing import ask_quote, import_price_list, run_billing
 from api.cli_log import audit_app, ledger_app
 from api.cli_marketplace import marketplace_app
 from api.cli_persona import persona_app
@@ -38,6 +39,9 @@ app = typer.Typer(
 )
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(audit_app, name="audit")
+billing_app.command("run")(run_billing)
+billing_app.command("quote")(ask_quote)
+billing_app.command("import-prices")(import_price_list)
 app.add_typer(billing_app, name="billing")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(keys_app, name="keys")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 import orjson
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.responses import Response
@@ -82,6 +83,15 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Items on the page."
 Cursor = Annotated[str | None, Query(max_length=300, description="`next` of the page before.")]
 
 
+class _Versioned(msgspec.Struct):
+    """What an answer says of its own version; a member of that name further inside is another's."""
+
+    version: int | None = None
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
 class Envelope:
     """The headers of a write."""
 
@@ -128,17 +138,16 @@ async def act(
     return printed(answer, status)
 
 
-def printed(answer: Answer, status: int = 200) -> Response:
-    """Print the aggregate a command came to, with the receipt of its records.
+def printed(answer: Answer, status: int = 200, **beside: Any) -> Response:
+    """Print the aggregate a command came to, with the receipt of its records and what else is told beside it.
 
-    The aggregate's bytes are what the decision wrote; only the receipt is added behind them.
+    The aggregate's bytes are what the decision wrote; the rest is added behind them.
     """
     receipt = {"position": answer.position, "event_count": answer.event_count, "repeated": answer.repeated}
-    body = answer.body[:-1] + b',"receipt":' + orjson.dumps(receipt) + b"}"
+    body = answer.body[:-1] + b"," + orjson.dumps(beside | {"receipt": receipt})[1:]
     response = Response(body, status, media_type="application/json")
-    at = answer.body.rfind(b'"version":')
-    if at >= 0:
-        response.headers["ETag"] = f'"{answer.body[at + 10 : -1].decode()}"'
+    if (version := _versioned.decode(answer.body).version) is not None:
+        response.headers["ETag"] = f'"{version}"'
     return response
 
 

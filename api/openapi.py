@@ -8,6 +8,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from domain.billing.quotes import Quote
 from domain.log.records import AGGREGATES
 
 PROBLEM = {
@@ -54,7 +55,9 @@ def document(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     # Of all that were ever defined in this process, those of the house.
-    ours = [cls for cls in AGGREGATES.values() if cls.__module__.startswith("domain.")]
+    ours: list[type] = [cls for cls in AGGREGATES.values() if cls.__module__.startswith("domain.")]
+    # A quote is no aggregate, and made of what an invoice is made of.
+    ours.append(Quote)
     _, components = msgspec.json.schema_components(ours, ref_template="#/components/schemas/{name}")
     for name, schema in components.items():
         # Forward compatible: an answer may carry a receipt, and later versions more members.

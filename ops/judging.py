@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -24,16 +25,23 @@ class Engine(Protocol):
 
 
 async def act_judged(
-    ledger: Ledger, engine: Engine, use_case: UseCase, command: BaseModel, caller: Caller, **how: Any
+    ledger: Ledger,
+    engine: Engine,
+    use_case: UseCase,
+    command: BaseModel,
+    caller: Caller,
+    *,
+    given: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> Answer:
-    """Carry a command out whose use case takes `judgements`.
+    """Carry a command out whose use case takes `judgements`, and beside them what is `given`.
 
     Errors: those of `Ledger.act`, policy_unavailable.
     """
     judgements: dict[tuple[str, str], Judgement] = {}
 
     async def gather() -> dict[str, Any]:
-        return {"judgements": judgements}
+        return {"judgements": judgements, **(given or {})}
 
     for _ in range(ROUNDS_MAX):
         try:

@@ -22,6 +22,7 @@ from domain.log.hashes import leaf_hash
 from domain.log.records import AGGREGATES, blank, decode
 from domain.log.tiles import TILE_WIDTH, encode_bundle, tile_width
 from domain.market.offers import Offer, Seller
+from domain.values import moment_text
 from ops.postgres import reading
 
 _TOLD = "SELECT position, address, record, stream, type, tenant FROM events"
@@ -69,6 +70,14 @@ class Balance(NamedTuple):
     overdraft: bool
     balance_nano: int
     held_nano: int
+
+
+class Deadline(NamedTuple):
+    """When something of an aggregate becomes due."""
+
+    at: str
+    kind: str
+    id: str
 
 
 class RecordFilter(NamedTuple):
@@ -461,10 +470,54 @@ class LogReader:
         )
         return [(status, currency, int(nano)) for status, currency, nano in rows]
 
-    async def due(self, limit: int) -> list[tuple[str, str]]:
+    async def due(self, kinds: Sequence[str], limit: int) -> list[tuple[str, str]]:
         """List aggregates (kind, id) whose deadline has passed, the longest overdue first."""
         rows = await self._all(
-            "SELECT kind, id FROM records WHERE deadline <= clock_timestamp() ORDER BY deadline LIMIT %s",
+            "SELECT kind, id FROM records WHERE deadline <= clock_timestamp() AND kind = ANY(%s)"
+            " ORDER BY deadline LIMIT %s",
+            list(kinds),
+            limit,
+        )
+        return [(kind, name) for kind, name in rows]
+
+    async def deadlines(
+        self, kinds: Sequence[str], until: str, limit: int, but: Sequence[str] = ()
+    ) -> list[Deadline]:
+        """List the deadlines up to a moment, the longest overdue first, but those of some streams."""
+        rows = await self._all(
+            "SELECT deadline, kind, id FROM records WHERE deadline <= %s::timestamptz AND kind = ANY(%s)"
+            " AND NOT (kind || '/' || id) = ANY(%s) ORDER BY deadline LIMIT %s",
+            until,
+            list(kinds),
+            list(but),
+            limit,
+        )
+        return [Deadline(moment_text(at), kind, name) for at, kind, name in rows]
+
+    async def stopped_capsules(self, limit: int) -> list[tuple[str, int, str]]:
+        """List capsules (id, version, persona) that were stopped with what runs on them, and not yet seen to."""
+        rows = await self._all(
+            "SELECT c.id, c.version, c.owner FROM records c"
+            " LEFT JOIN records o ON o.kind = 'offboarding' AND o.id = c.id"
+            " WHERE c.kind = 'capsule' AND c.status IN ('revoked', 'suspended') AND c.state ->> 'rentals' = 'end'"
+            " AND (o.id IS NULL OR (o.state ->> 'capsule_version')::bigint < c.version) ORDER BY c.id LIMIT %s",
+            limit,
+        )
+        return [(name, version, persona) for name, version, persona in rows]
+
+    async def uses_of(self, persona_id: str, capsule: str, limit: int) -> list[tuple[str, str]]:
+        """List what runs on a capsule (kind, id): rentals and subscriptions, and purchases not settled yet.
+
+        Cost: one index scan over all that runs in this log.
+        """
+        rows = await self._all(
+            "SELECT kind, id FROM records WHERE owner = %s"
+            " AND (kind, status) IN (('rental', 'requested'), ('rental', 'active'), ('subscription', 'active'),"
+            " ('subscription', 'past_due'), ('purchase', 'held'))"
+            " AND coalesce(state #>> '{terms,sale,capsule}', state #>> '{plan,sale,capsule}',"
+            " state #>> '{sale,capsule}') = %s ORDER BY kind, id LIMIT %s",
+            persona_id,
+            capsule,
             limit,
         )
         return [(kind, name) for kind, name in rows]

@@ -90,15 +90,15 @@ async def database(settings: Settings) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, observe: Callable[[int], None] | None = None
+    settings: Settings, observe: Callable[[int], None] | None = None, clock: Clock | None = None
 ) -> AsyncIterator[Runtime]:
     """Open the ledger; on leaving, finish the queue and close.
 
-    observe is called at each numbered state of a commit (ops/commit.py); crash tests use it.
+    observe is called at each numbered state of a commit (ops/commit.py); crash tests use it, and may set the clock.
     Errors: database_start_failed, key_file_unusable, log_identity_mismatch, unavailable.
     """
     async with database(settings) as url:
-        runtime = await _assemble(settings, url, observe)
+        runtime = await _assemble(settings, url, observe, clock or Clock())
         settle()
         try:
             yield runtime
@@ -107,7 +107,9 @@ async def open_runtime(
             await runtime.reader.close()
 
 
-async def _assemble(settings: Settings, url: str, observe: Callable[[int], None] | None) -> Runtime:
+async def _assemble(
+    settings: Settings, url: str, observe: Callable[[int], None] | None, clock: Clock
+) -> Runtime:
     signer = log_signer(settings.log_key_path, settings.log_origin)
     await asyncio.to_thread(_claim, url, signer)
     loop = asyncio.get_running_loop()
@@ -139,7 +141,6 @@ async def _assemble(settings: Settings, url: str, observe: Callable[[int], None]
     pool = postgres.reader_pool(url, settings.database_pool_max)
     await pool.open(wait=True)
     reader = LogReader(pool)
-    clock = Clock()
     gate = Ledger(
         _GateLog(recorder, reader), clock=clock, next_id=next_id, resident_max=settings.resident_max
     )

@@ -247,6 +247,14 @@ class Settings(BaseSettings):
         25_000, ge=0, le=1_000_000, description="Fee on each release, in millionths of the sum."
     )
 
+    # ---- rentals
+    rental_fee_ppm: int = Field(
+        100_000,
+        ge=0,
+        le=1_000_000,
+        description="The platform's part of rentals, subscriptions and purchases, in millionths of what is charged.",
+    )
+
     # ---- policies
     policy_dir: Path | None = Field(
         None,

@@ -279,6 +279,32 @@ TRUST_LOST = Counter(
     registry=REGISTRY,
 )
 
+RENTAL_LATENESS_SECONDS = Histogram(
+    "soma_rental_lateness_seconds",
+    "Seconds from a deadline to the commit of what it brings, by kind; access ends at the deadline in any case.",
+    ["kind"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 5, 10, 30, 60, 300, 3_600, 86_400),
+    registry=REGISTRY,
+)
+TIMER_FAILURES = Counter(
+    "soma_timer_failures",
+    "Deadlines whose consequence could not be written; each is tried again.",
+    ["kind", "code"],
+    registry=REGISTRY,
+)
+TIMER_WAITING = Gauge(
+    "soma_timer_waiting",
+    "Deadlines whose consequence could not be written and is tried again, as this process knows them.",
+    registry=REGISTRY,
+)
+TIMER_LEADER = Gauge("soma_timer_leader", "Whether this process leads the timers: 1 or 0.", registry=REGISTRY)
+OFFBOARDINGS = Counter(
+    "soma_offboardings",
+    "Rentals, subscriptions and purchases that ended because their capsule was stopped.",
+    ["kind"],
+    registry=REGISTRY,
+)
+
 RELAY_RECORDS = Counter(
     "soma_relay_records", "Messages committed to Kafka, by topic.", ["topic"], registry=REGISTRY
 )

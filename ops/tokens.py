@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jwt
@@ -19,6 +19,7 @@ from jwt.algorithms import OKPAlgorithm
 
 from domain.errors import KeyFileError, UnauthorizedError, UnavailableError
 from domain.ledger import Caller
+from domain.values import moment_of
 from ops.keys import read_or_make
 from ops.settings import Settings
 
@@ -26,6 +27,7 @@ ROLES = frozenset({"provider", "owner", "operator", "reviewer", "signer", "audit
 SKEW_S = 30
 REMEMBERED_MAX = 10_000
 TOKEN_BYTES_MAX = 8_192
+ACCESS_TYPE = "soma-access+jwt"
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{1,62}\Z", re.ASCII)
 _SUBJECT = re.compile(r"[\x21-\x7e]{1,128}\Z", re.ASCII)
@@ -70,6 +72,49 @@ class LocalIssuer:
             "exp": now + (self._settings.token_ttl_s if ttl_s is None else ttl_s),
         }
         return jwt.encode(claims, self._key, algorithm="EdDSA", headers={"kid": self.key_id})
+
+    def mint_access(self, tenant: str, use: Mapping[str, Any], expires_at: str | None) -> str:
+        """Make a token by which a right of use is shown: for its audience only, and never valid past its end.
+
+        Units: it expires at the start of the second in which access ends; where nothing ends, after token_ttl_s.
+        """
+        now = int(time.time())
+        until = now + self._settings.token_ttl_s
+        if expires_at is not None:
+            until = int(moment_of(expires_at).timestamp())
+        claims = dict(use) | {
+            "iss": self._settings.jwt_issuer,
+            "aud": self._access_audience,
+            "sub": tenant,
+            "tenant": tenant,
+            "iat": now,
+            "exp": until,
+        }
+        headers = {"kid": self.key_id, "typ": ACCESS_TYPE}
+        return jwt.encode(claims, self._key, algorithm="EdDSA", headers=headers)
+
+    def read_access(self, token: str) -> dict[str, Any]:
+        """Check whose and what a token of access is; whether it still counts is decided by what it names.
+
+        Errors: unauthorized.
+        """
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                self.public,
+                algorithms=["EdDSA"],
+                audience=self._access_audience,
+                issuer=self._settings.jwt_issuer,
+                options={"require": ["exp", "sub", "aud", "iss"], "verify_exp": False, "verify_iat": False},
+            )
+        except jwt.PyJWTError as error:
+            raise UnauthorizedError(f"the token of access is not valid: {error}") from error
+        return claims
+
+    @property
+    def _access_audience(self) -> str:
+        """Name the audience of access, so that no such token opens the API."""
+        return f"{self._settings.jwt_audience}/access"
 
     def jwks(self) -> dict[str, Any]:
         """Publish the key, for services that check our tokens."""

@@ -1,4 +1,8 @@
-"""Usage readings in columns: what requests to models consumed, by the hour in which they did."""
+"""Usage readings in columns: what requests to models consumed, by the hour in which they did.
+
+The table has readings as they were taken. What was put right later is in the mirror of the log beside it, and in
+invoices; a row of this table never changes.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +79,8 @@ def usage(rows: Rows[msgspec.Raw]) -> Tables:
     nanos: list[int] = []
     for place, envelope in enumerate(rows.envelopes):
         if kind_of(envelope.stream) != Usage.KIND or not envelope.version:
+            continue
+        if envelope.type == Usage.Corrected.TOPIC:
             continue
         try:
             reading, nano = _reading(rows.stored[place].record)

@@ -27,6 +27,8 @@ log = telemetry.logger(__name__)
 SWEEPER = Caller("sweeper", "platform", frozenset({"service"}))
 INTERVAL_S = 1.0
 BATCH_MAX = 500
+# What runs on personas has timers of its own, which are punctual (projections.timers).
+KINDS = ("offer", "intent", "contract", "review")
 
 
 class Sweeper:
@@ -49,7 +51,7 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Write down what is due now; give the number of aggregates looked at."""
-        due = await self._runtime.reader.due(BATCH_MAX)
+        due = await self._runtime.reader.due(KINDS, BATCH_MAX)
         for kind, name in due:
             ledger = self._runtime.ledger
             if kind == "offer":

@@ -226,7 +226,7 @@ async def _act_asking(
     request: Request, opened: Runtime, use_case: UseCase, command: Command, who: Caller, sent: Sent
 ) -> Response:
     """Carry out a publication that a policy judges, count what it came to, and print its answer."""
-    headers = {"key": sent.key, "if_match": sent.if_match, "correlation": sent.correlation}
+    headers: dict[str, Any] = {"key": sent.key, "if_match": sent.if_match, "correlation": sent.correlation}
     try:
         answer = await act_judged(opened.ledger, engine_of(request), use_case, command, who, **headers)
     except LedgerError as refusal:

@@ -1,4 +1,4 @@
-"""Usage over HTTP: readings in, one by one or by the thousand, and the list of what was taken."""
+"""Usage over HTTP: readings in, one by one or by the thousand, what was taken, and what was put right."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ from api.http import (
     Open,
     Sent,
     Who,
+    act,
     answers,
     before_of,
+    body_of,
+    completed,
     json_bytes,
     json_response,
     lists,
@@ -34,15 +37,27 @@ from api.http import (
     parse_json,
     reads,
     sees_all,
+    shows,
 )
 from api.routes.market import show
-from domain.billing.usage import READINGS_MAX, Metered, MeterUsage, Reading, Usage, meter_usage
+from domain.billing.usage import (
+    READINGS_MAX,
+    CorrectUsage,
+    Metered,
+    MeterUsage,
+    Reading,
+    Usage,
+    correct_usage,
+    meter_usage,
+)
 from domain.errors import ForbiddenError, InvalidCursorError, UsageNotFoundError
 from domain.ledger import Answer, Caller
 from domain.values import Tenant
 from ops.runtime import Runtime
 
 router = APIRouter(prefix="/v1", tags=["usage"], route_class=JsonRoute)
+
+CorrectionBody = body_of(CorrectUsage, "usage_id")
 
 # Readings of one command: what is decided at once keeps the loop for some ten milliseconds.
 PART = 1_000
@@ -148,6 +163,13 @@ def _summed(taken: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
+@router.post("/usage/{usage_id}/corrections", status_code=201, responses=shows(Usage, 201))
+async def correct(usage_id: Id, body: CorrectionBody, opened: Open, who: Who, sent: Sent) -> Response:  # type: ignore[valid-type]
+    """Put a reading right: what is given holds from now on, and the earlier values stay in the log."""
+    command = completed(CorrectUsage, body, usage_id=usage_id)
+    return await act(opened, correct_usage, command, who, sent, status=201)
+
+
 @router.get("/usage", responses=lists(Usage))
 async def list_usage(
     opened: Open,
@@ -172,5 +194,5 @@ async def list_usage(
 
 @router.get("/usage/{usage_id}", responses=reads(Usage))
 async def get_usage(usage_id: Id, opened: Open, who: Who, as_of: AsOf = None) -> Response:
-    """Show a reading as it was taken."""
+    """Show a reading as it stands; where it was put right, what was taken at first stands beside it."""
     return await show(opened, who, Usage, usage_id, UsageNotFoundError, as_of)

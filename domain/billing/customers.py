@@ -5,7 +5,7 @@ What is agreed holds from the next period on; a period that has begun is billed 
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated
 
 import msgspec
@@ -161,6 +161,14 @@ class Customer(Aggregate):
 
     def status_key(self) -> str:
         return self.status
+
+    def deadline_key(self) -> str | None:
+        return self.ready_at if self.plan is not None else None
+
+    @property
+    def ready_at(self) -> str:
+        """Give the moment from which on the next period can be billed: its end, and the grace after it."""
+        return moment_text(self.next_period().end + timedelta(seconds=self.agreed.grace_s))
 
     @property
     def agreed(self) -> Plan:

@@ -11,7 +11,7 @@ comes to the same bytes, and a correction with nothing to correct is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -39,7 +39,7 @@ from domain.errors import (
     PriceBookNotFoundError,
 )
 from domain.fields import Command, Id
-from domain.ledger import Case, Redo, allow
+from domain.ledger import Caller, Case, Redo, allow
 from domain.log.records import Aggregate, Event, MoneyEvent, Record
 from domain.values import NANO, Money, Tenant, moment_of, moment_text, print_nano
 
@@ -159,9 +159,9 @@ class Invoice(Aggregate):
         off_due: Money
 
         def apply(self, invoice: Invoice, record: Record) -> None:
-            assert invoice.due is not None
             invoice.credited = self.amount if invoice.credited is None else invoice.credited + self.amount
-            invoice.due = Money.of(invoice.due.nano - self.off_due.nano, self.amount.currency)
+            before = self.off_due if invoice.due is None else invoice.due
+            invoice.due = Money.of(before.nano - self.off_due.nano, self.amount.currency)
             if not invoice.due.nano:
                 invoice.status, invoice.next_attempt_at = "paid", None
 
@@ -211,11 +211,22 @@ class Part(NamedTuple):
     used: Sequence[Used]
 
 
+class Source(NamedTuple):
+    """Usage of one name in a half-open part of a period, as a line counts it."""
+
+    start: str
+    end: str
+    provider: str
+    model: str
+    persona_id: str | None
+
+
 class DrawnUp(NamedTuple):
-    """A bill, with the records behind each of its lines."""
+    """A bill, with the records behind each of its lines, and which usage they are."""
 
     bill: Bill
     evidence: list[Evidence | None]
+    sources: list[list[Source]]
 
 
 def draw_up(parts: Sequence[Part], terms: Terms, at: str) -> DrawnUp:
@@ -224,13 +235,26 @@ def draw_up(parts: Sequence[Part], terms: Terms, at: str) -> DrawnUp:
     Errors: currency_mismatch, invoice_too_large.
     """
     proven = [
-        one for part in parts for one in rate_usage(part.sheet.charges, part.used, terms.currency, part.share)
+        (part, one)
+        for part in parts
+        for one in rate_usage(part.sheet.charges, part.used, terms.currency, part.share)
     ]
     if len(proven) > LINES_MAX:
         raise InvoiceTooLargeError(lines=len(proven), lines_max=LINES_MAX)
-    made = bill([one.rated for one in proven], terms, at)
-    evidence = [one.evidence for one in proven]
-    return DrawnUp(made, evidence + [None] * (len(made.lines) - len(evidence)))
+    made = bill([one.rated for _, one in proven], terms, at)
+    evidence = [one.evidence for _, one in proven]
+    sources = [
+        [Source(part.start, part.end, u.provider, u.model, u.persona_id) for u in one.used]
+        for part, one in proven
+    ]
+    # What a bill adds by itself, such as a commitment, counts no records.
+    added = len(made.lines) - len(proven)
+    return DrawnUp(made, evidence + [None] * added, sources + [[] for _ in range(added)])
+
+
+def sheets_of(parts: Sequence[Part]) -> list[SheetUsed]:
+    """Name the versions that parts of a period are under."""
+    return [SheetUsed(p.sheet.id, p.sheet.address, p.start, p.end, str(p.share)) for p in parts]
 
 
 def commitment_of(parts: Sequence[Part]) -> str | None:
@@ -280,11 +304,13 @@ def issue_invoice(case: Case, command: IssueInvoice, *, counted: Counted) -> Inv
     Errors: customer_not_found, invoice_too_large, period_open, price_book_not_found, price_not_in_force.
     """
     customer = case.get(Customer, command.tenant, CustomerNotFoundError)
+    if not may_bill(case.caller):
+        raise CustomerNotFoundError(id=customer.id)
     period = customer.next_period()
     _check_over(case, customer, period)
-    parts = _parts(case, customer, period, counted)
+    parts = parts_of(case, customer, period, counted)
     grants = [case.get(Grant, name) for name in customer.grants]
-    terms = _terms(customer, parts, grants)
+    terms = terms_of(customer, parts, grants)
     drawn = draw_up(parts, terms, case.now)
     number = f"INV-{customer.id}-{customer.invoice_count + 1:06d}"
     issued = _issued(case, customer, period, counted, parts, terms, drawn, number)
@@ -304,11 +330,11 @@ def correct_invoice(case: Case, command: CorrectInvoice, *, counted: Counted) ->
 
     Errors: customer_not_found, invoice_not_found, invoice_too_large, nothing_to_correct.
     """
-    before = case.get(Invoice, command.invoice_id, InvoiceNotFoundError)
+    before = _invoice(case, command.invoice_id)
     if before.corrected_by is not None:
         raise NothingToCorrectError("a later document stands in its place", corrected_by=before.corrected_by)
     customer = case.get(Customer, before.tenant, CustomerNotFoundError)
-    parts = _parts_of(case, before, counted)
+    parts = parts_again(before, counted, lambda name: case.get(PriceSheet, name, PriceBookNotFoundError))
     terms = _unburdened(before)
     drawn = draw_up(parts, terms, case.now)
     if drawn.bill.lines == before.made.lines and drawn.evidence == before.evidence:
@@ -342,11 +368,13 @@ def pay_invoice(case: Case, command: InvoiceStep) -> Invoice:
 
 @allow("service", "billing", "operator")
 def fail_payment(case: Case, command: FailPayment) -> Invoice:
-    """Write down a failed payment, and when it is tried again.
+    """Write down a failed payment, and when it is tried again; before that time it is not tried, and nothing fails.
 
     Errors: invoice_not_found, invoice_settled.
     """
     invoice = _unpaid(case, command.invoice_id)
+    if invoice.next_attempt_at is None or case.now < invoice.next_attempt_at:
+        return invoice
     attempt = invoice.attempts + 1
     again = RETRIES_S[attempt - 1] if attempt <= len(RETRIES_S) else None
     failed = Invoice.PaymentFailed(
@@ -361,7 +389,7 @@ def fail_payment(case: Case, command: FailPayment) -> Invoice:
 
 
 def _check_over(case: Case, customer: Customer, period: Period) -> None:
-    ready = moment_text(period.end + timedelta(seconds=customer.agreed.grace_s))
+    ready = customer.ready_at
     if case.now < ready:
         raise PeriodOpenError(
             "the period is over, with its grace, at " + ready,
@@ -370,10 +398,11 @@ def _check_over(case: Case, customer: Customer, period: Period) -> None:
         )
 
 
-def _parts(case: Case, customer: Customer, period: Period, counted: Counted) -> list[Part]:
-    """Put what was counted under the versions of the book that were in force.
+def parts_of(case: Case, customer: Customer, period: Period, counted: Counted) -> list[Part]:
+    """Put what was counted under the versions of the customer's book that are in force.
 
     The counting was done before the decision; where it was for another period or cut otherwise, it is done again.
+    Errors: price_book_not_found, price_not_in_force.
     """
     book = case.get(PriceBook, customer.agreed.book, PriceBookNotFoundError)
     pieces = book.between(moment_text(period.start), moment_text(period.end))
@@ -392,13 +421,13 @@ def _parts(case: Case, customer: Customer, period: Period, counted: Counted) -> 
     ]
 
 
-def _parts_of(case: Case, invoice: Invoice, counted: Counted) -> list[Part]:
+def parts_again(invoice: Invoice, counted: Counted, sheet_of: Callable[[str], PriceSheet]) -> list[Part]:
     """Put what is counted now under the versions that an invoice was made with."""
     if [(one.start, one.end) for one in invoice.sheets] != [(start, end) for start, end, _ in counted.parts]:
         raise Redo("what was counted is for another period")
     return [
         Part(
-            case.get(PriceSheet, one.sheet, PriceBookNotFoundError),
+            sheet_of(one.sheet),
             one.start,
             one.end,
             Fraction(one.share),
@@ -408,7 +437,8 @@ def _parts_of(case: Case, invoice: Invoice, counted: Counted) -> list[Part]:
     ]
 
 
-def _terms(customer: Customer, parts: Sequence[Part], grants: Sequence[Grant]) -> Terms:
+def terms_of(customer: Customer, parts: Sequence[Part], grants: Sequence[Grant]) -> Terms:
+    """Give the terms of a customer's next bill."""
     return Terms(
         currency=customer.agreed.currency,
         commitment=commitment_of(parts),
@@ -453,7 +483,7 @@ def _issued(
         period_end=moment_text(period.end),
         zone=customer.agreed.zone,
         known_at=counted.known_at,
-        sheets=[SheetUsed(p.sheet.id, p.sheet.address, p.start, p.end, str(p.share)) for p in parts],
+        sheets=sheets_of(parts),
         terms=terms,
         bill=made,
         evidence=drawn.evidence,
@@ -537,8 +567,20 @@ def _correction(
     )
 
 
-def _unpaid(case: Case, name: str) -> Invoice:
+def may_bill(caller: Caller) -> bool:
+    """Say whether somebody may bill others: who keeps the books, and of programs the platform's own."""
+    return caller.tenant == PLATFORM or bool(caller.roles & {"billing", "operator"})
+
+
+def _invoice(case: Case, name: str) -> Invoice:
     invoice = case.get(Invoice, name, InvoiceNotFoundError)
+    if not may_bill(case.caller):
+        raise InvoiceNotFoundError(id=name)
+    return invoice
+
+
+def _unpaid(case: Case, name: str) -> Invoice:
+    invoice = _invoice(case, name)
     if invoice.status == "paid":
         raise InvoiceSettledError(invoice=invoice.id)
     return invoice

@@ -52,10 +52,11 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metered(NamedTuple):
-    """What a charge counts, and the records behind it."""
+    """What a charge counts, the records behind it, and the sums these are in."""
 
     quantity: Fraction
     evidence: Evidence | None
+    used: tuple[Used, ...] = ()
 
 
 NOTHING = Metered(Fraction(0), None)
@@ -87,7 +88,7 @@ def _fitting(charges: Sequence[Charge], used: Used) -> Iterable[Charge]:
 
 def _add(metered: Metered, quantity: int, used: Used) -> Metered:
     evidence = Evidence(used.events, used.first, used.last, used.fingerprint)
-    return Metered(metered.quantity + quantity, together(metered.evidence, evidence))
+    return Metered(metered.quantity + quantity, together(metered.evidence, evidence), (*metered.used, used))
 
 
 def together(one: Evidence | None, other: Evidence) -> Evidence:
@@ -101,10 +102,11 @@ def together(one: Evidence | None, other: Evidence) -> Evidence:
 
 
 class Proven(NamedTuple):
-    """A rated line with the records behind it."""
+    """A rated line with the records behind it, and the sums these are in."""
 
     rated: Rated
     evidence: Evidence | None
+    used: tuple[Used, ...]
 
 
 def rate_usage(
@@ -120,11 +122,11 @@ def rate_usage(
         metered = counted.get(charge.id, NOTHING)
         rated = rate(charge, metered.quantity, currency, share)
         if rated.exact_nano or metered.evidence is not None or isinstance(charge.price, Flat):
-            lines.append(Proven(rated, metered.evidence))
+            lines.append(Proven(rated, metered.evidence, metered.used))
     return lines + [_unpriced(one, currency) for one in unpriced]
 
 
 def _unpriced(used: Used, currency: str) -> Proven:
     name = f"{used.provider} {used.model}: no charge is for it"
     rated = line_of(UNPRICED, "requests", name, Fraction(used.requests), [], currency)
-    return Proven(rated, Evidence(used.events, used.first, used.last, used.fingerprint))
+    return Proven(rated, Evidence(used.events, used.first, used.last, used.fingerprint), (used,))

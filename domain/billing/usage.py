@@ -2,7 +2,8 @@
 
 A reading is known by its tenant, its source and the source's own event id; the three make the name of its stream, so
 the log itself holds each reading at most once. The same reading again is a duplicate and changes nothing. Another
-reading under the same id is refused, since one of the two would be lost.
+reading under the same id is refused, since one of the two would be lost. A reading that was wrong is corrected: the
+next version of its stream names the one it replaces and says all of it anew, and the earlier one stays in the log.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from domain.errors import (
     UnknownFieldError,
     UsageConflictError,
     UsageInFutureError,
+    UsageNotFoundError,
     UsageTooOldError,
+    VersionMismatchError,
 )
-from domain.fields import Command, Id, Label, Moment
+from domain.fields import Command, Id, Kept, Label, Moment, Reason
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.values import Money, Tenant, moment_of, moment_text
@@ -42,8 +45,25 @@ AGE_DAYS_MAX = 400
 FOR_OTHERS = frozenset({"service", "billing", "operator"})
 
 
+class AsTaken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a corrected reading said at first, by which the same reading sent again is known."""
+
+    occurred_at: str
+    provider: str
+    model: str
+    rental_id: str | None
+    persona_id: str | None
+    tokens_in: int
+    tokens_out: int
+    cached_tokens: int | None
+    requests: int
+    latency_ms: int | None
+    cost: Money | None
+    status: str
+
+
 class Usage(Aggregate):
-    """A reading that was taken into the log; its first event never changes."""
+    """A reading that was taken into the log; what holds is its latest version, and `as_taken` what it was at first."""
 
     KIND = "usage"
     LASTING = False
@@ -62,6 +82,8 @@ class Usage(Aggregate):
     latency_ms: int | None = None
     cost: Money | None = None
     status: str = ""
+    reason: str | None = None
+    as_taken: AsTaken | None = None
 
     class Metered(Event, frozen=True):
         """A reading was taken."""
@@ -85,6 +107,35 @@ class Usage(Aggregate):
 
         def apply(self, usage: Usage, record: Record) -> None:
             for name in self.__struct_fields__:
+                setattr(usage, name, getattr(self, name))
+
+    class Corrected(Event, frozen=True):
+        """A reading was put right: this holds in place of the version named.
+
+        Units: replaces is a version of the same stream; the rest is as in a reading, all of it anew.
+        """
+
+        TOPIC = "usage.corrected"
+
+        replaces: int
+        reason: str
+        occurred_at: str
+        provider: str
+        model: str
+        rental_id: str | None
+        persona_id: str | None
+        tokens_in: int
+        tokens_out: int
+        cached_tokens: int | None
+        requests: int
+        latency_ms: int | None
+        cost: Money | None
+        status: Literal["ok", "error"]
+
+        def apply(self, usage: Usage, record: Record) -> None:
+            if usage.as_taken is None:
+                usage.as_taken = AsTaken(*(getattr(usage, name) for name in AsTaken.__struct_fields__))
+            for name in ("reason", *AsTaken.__struct_fields__):
                 setattr(usage, name, getattr(self, name))
 
     def owner_key(self) -> str:
@@ -123,6 +174,29 @@ class Reading(Command):
     tenant: Tenant | None = Field(
         None, description="Whose usage it is, named by the platform's own; the caller's without it."
     )
+
+
+class CorrectUsage(Command):
+    """Put a reading right: what is given holds from now on, what is left out stays as it was.
+
+    Units: as in a reading; no requests and no tokens take a reading back.
+    """
+
+    usage_id: Id
+    replaces: int = Field(ge=1, description="The version of the reading that is wrong: the latest one.")
+    reason: Reason
+    occurred_at: Kept[Moment] = None
+    provider: Kept[Label] = None
+    model: Kept[Label] = None
+    rental_id: Id | None = None
+    persona_id: Id | None = None
+    tokens_in: Kept[Count] = None
+    tokens_out: Kept[Count] = None
+    cached_tokens: Count | None = None
+    requests: Kept[Count] = None
+    latency_ms: Count | None = None
+    cost: Money | None = None
+    status: Kept[Literal["ok", "error"]] = None
 
 
 class Flaw(Command):
@@ -241,12 +315,16 @@ def _meter(case: Case, reading: Reading, earliest: str, latest: str) -> bool:
     if known is not None:
         _check_same(known, metered)
         return False
-    if reading.occurred_at > latest:
-        raise UsageInFutureError(f"it occurs at {reading.occurred_at}, after {latest}")
-    if reading.occurred_at < earliest:
-        raise UsageTooOldError(f"it occurred at {reading.occurred_at}, before {earliest}")
+    _check_window(reading.occurred_at, earliest, latest)
     case.create(Usage, name, metered, tenant=tenant)
     return True
+
+
+def _check_window(occurred_at: str, earliest: str, latest: str) -> None:
+    if occurred_at > latest:
+        raise UsageInFutureError(f"it occurs at {occurred_at}, after {latest}")
+    if occurred_at < earliest:
+        raise UsageTooOldError(f"it occurred at {occurred_at}, before {earliest}")
 
 
 def _event(reading: Reading) -> Usage.Metered:
@@ -269,8 +347,9 @@ def _event(reading: Reading) -> Usage.Metered:
 
 
 def _check_same(known: Usage, metered: Usage.Metered) -> None:
-    fields = metered.__struct_fields__
-    differing = [name for name in fields if getattr(known, name) != getattr(metered, name)]
+    # Its name has its source and event id in it; the rest is held against what was taken, not what was put right.
+    taken = known.as_taken or known
+    differing = [n for n in AsTaken.__struct_fields__ if getattr(taken, n) != getattr(metered, n)]
     if differing:
         raise UsageConflictError(
             f"{known.id} was taken before with another {', '.join(differing)}",
@@ -292,3 +371,30 @@ def _window(now: str) -> tuple[str, str]:
     """Give the earliest and the latest moment at which a reading that comes now may have occurred."""
     at = moment_of(now)
     return moment_text(at - timedelta(days=AGE_DAYS_MAX)), moment_text(at + timedelta(seconds=AHEAD_S_MAX))
+
+
+@allow("service", "billing", "operator")
+def correct_usage(case: Case, command: CorrectUsage) -> Usage:
+    """Put a reading right; the same correction again, or one that changes nothing, writes nothing.
+
+    Errors: usage_in_future, usage_not_found, usage_too_old, version_mismatch.
+    """
+    usage = case.get(Usage, command.usage_id, UsageNotFoundError)
+    if not _may_correct(case, usage):
+        raise UsageNotFoundError(id=usage.id)
+    values = {name: getattr(usage, name) for name in AsTaken.__struct_fields__}
+    given = {name: getattr(command, name) for name in command.model_fields_set if name in values}
+    changed = any(values[name] != value for name, value in given.items())
+    if command.replaces != usage.version and (changed or command.replaces != usage.version - 1):
+        raise VersionMismatchError(version=usage.version, replaces=command.replaces)
+    if not changed:
+        return usage
+    if given.get("occurred_at", usage.occurred_at) != usage.occurred_at:
+        _check_window(given["occurred_at"], *_window(case.now))
+    corrected = Usage.Corrected(replaces=usage.version, reason=command.reason, **(values | given))
+    return case.emit(usage, corrected)
+
+
+def _may_correct(case: Case, usage: Usage) -> bool:
+    caller = case.caller
+    return usage.tenant == caller.tenant or caller.tenant == PLATFORM or "operator" in caller.roles

@@ -65,6 +65,10 @@ class ReconciliationRunningError(ConflictError, code="reconciliation_running"):
     """Another reconciliation is under way; there is one at a time."""
 
 
+class BillingRunningError(ConflictError, code="billing_running"):
+    """Another process is billing; one at a time does."""
+
+
 class ReconciliationNotFoundError(NotFoundError, code="reconciliation_not_found"):
     """There is no such reconciliation."""
 
@@ -139,3 +143,15 @@ class PayoutNotFoundError(NotFoundError, code="payout_not_found"):
 
 class PayoutSettledError(ConflictError, code="payout_settled", retry=Retry.NEVER):
     """The payout was paid, or failed, before."""
+
+
+class CreditNoteNotFoundError(NotFoundError, code="credit_note_not_found"):
+    """There is no such credit note."""
+
+
+class InvoiceLineNotFoundError(NotFoundError, code="invoice_line_not_found"):
+    """The invoice has no line of this number."""
+
+
+class PriceListInvalidError(UnprocessableError, code="price_list_invalid"):
+    """The price list cannot be read as prices of models."""

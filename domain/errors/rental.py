@@ -47,3 +47,15 @@ class PurchaseNotFoundError(NotFoundError, code="purchase_not_found"):
 
 class RefundClosedError(ConflictError, code="refund_closed", retry=Retry.NEVER):
     """The purchase is settled; it can no longer be given back."""
+
+
+class PriceNotOfferedError(UnprocessableError, code="price_not_offered"):
+    """The persona is not offered in this way."""
+
+
+class PriceUnclearError(InvalidError, code="price_unclear"):
+    """Several prices fit; name the currency and the period."""
+
+
+class ConsentRequiredError(UnprocessableError, code="consent_required"):
+    """The policy allows it under obligations that have to be accepted."""

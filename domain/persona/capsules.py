@@ -90,6 +90,8 @@ class Capsule(Aggregate):
     trust: str = "none"
     degraded: list[str] = msgspec.field(default_factory=list)
     suspended_by: str | None = None
+    # Since when it is suspended or revoked; what runs on it is over from then on where `rentals` says so.
+    stopped_at: str | None = None
     reason: str = ""
     rentals: str = "let_run"
     claims: list[str] = msgspec.field(default_factory=list)
@@ -222,6 +224,7 @@ class Capsule(Aggregate):
         def apply(self, capsule: Capsule, record: Record) -> None:
             capsule.status = "suspended"
             capsule.suspended_by = record.actor
+            capsule.stopped_at = record.at
             capsule.reason, capsule.rentals = self.reason, self.rentals
 
     class Reinstated(Event, frozen=True):
@@ -242,7 +245,7 @@ class Capsule(Aggregate):
         def apply(self, capsule: Capsule, record: Record) -> None:
             capsule.status = "published"
             capsule.trust = "verified"
-            capsule.suspended_by = None
+            capsule.suspended_by = capsule.stopped_at = None
             capsule.reason = ""
 
     class Revoked(Event, frozen=True):
@@ -257,6 +260,9 @@ class Capsule(Aggregate):
         claim_id: str | None
 
         def apply(self, capsule: Capsule, record: Record) -> None:
+            # What a suspension ended before was over from that one on.
+            if capsule.stopped_at is None or capsule.rentals != "end":
+                capsule.stopped_at = record.at
             capsule.status = "revoked"
             capsule.reason, capsule.rentals = self.reason, self.rentals
 

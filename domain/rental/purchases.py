@@ -15,6 +15,7 @@ from domain.errors import PurchaseNotFoundError, RefundClosedError
 from domain.ledger import Case
 from domain.log.records import Aggregate, MoneyEvent, Record
 from domain.rental.settling import Reserved, Sale, fee_nano, held_by, hold_on, settle
+from domain.trust.judgements import Judgement
 from domain.values import Money, moment_of, moment_text
 
 REFUND_WITHIN_S = 14 * 86_400
@@ -44,6 +45,7 @@ class Purchase(Aggregate):
         buyer: str
         price: Money
         refundable_until: str
+        judgement: Judgement | None = None
 
         def apply(self, purchase: Purchase, record: Record) -> None:
             purchase.sale = self.sale
@@ -92,7 +94,7 @@ class Purchase(Aggregate):
         return self.status in ("held", "settled")
 
 
-def make_purchase(case: Case, sale: Sale, price: Money) -> Purchase:
+def make_purchase(case: Case, sale: Sale, price: Money, judgement: Judgement | None = None) -> Purchase:
     """Buy for the caller's tenant.
 
     Errors: account_not_found, insufficient_funds.
@@ -104,6 +106,7 @@ def make_purchase(case: Case, sale: Sale, price: Money) -> Purchase:
         buyer=buyer,
         price=price,
         refundable_until=moment_text(moment_of(case.now) + timedelta(seconds=REFUND_WITHIN_S)),
+        judgement=judgement,
         money=hold_on(f"{name}.1", buyer, price),
     )
     return case.create(Purchase, name, made)
@@ -130,13 +133,13 @@ def settle_purchase(case: Case, name: str) -> Purchase:
 
 
 def refund_purchase(case: Case, purchase: Purchase, reason: Literal["returned", "revoked"]) -> Purchase:
-    """Give the price back, in the time that is for it.
+    """Give the price back, in the time that is for it; what is revoked is given back until the seller was paid.
 
     Errors: refund_closed.
     """
-    if purchase.status != "held" or (
-        purchase.refundable_until is not None and case.now >= purchase.refundable_until
-    ):
+    until = purchase.refundable_until
+    is_late = reason == "returned" and until is not None and case.now >= until
+    if purchase.status != "held" or is_late:
         raise RefundClosedError(status=purchase.status, refundable_until=purchase.refundable_until)
     assert purchase.sale is not None
     money = settle(case, purchase.sale, purchase.buyer, purchase.reserved, 0)

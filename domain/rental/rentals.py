@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from domain.billing.prices import PerMinute, steps_of, total_of
+from domain.billing.prices import Package, PerMinute, decimal_of, steps_of, total_of
 from domain.billing.rating import round_nano
 from domain.book import Entry
 from domain.errors import (
@@ -32,6 +32,7 @@ from domain.errors import (
 from domain.ledger import Case
 from domain.log.records import Aggregate, Event, MoneyEvent, Record
 from domain.rental.settling import Reserved, Sale, fee_nano, held_by, hold_on, settle
+from domain.trust.judgements import Judgement
 from domain.values import Money, moment_of, moment_text
 
 MINUTES_MAX = 60 * 24 * 366
@@ -43,10 +44,18 @@ _STATUS: dict[str, str] = {"returned": "ended"}
 
 
 class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rental was agreed at; a later change of prices does not touch it."""
+    """What a rental was agreed at; a later change of prices does not touch it.
+
+    Units: the price is for seconds: minutes begun, or packages of so many seconds of which one begun is one paid.
+    """
 
     sale: Sale
-    price: PerMinute
+    price: PerMinute | Package
+
+    @property
+    def period_minutes(self) -> int:
+        """Give the minutes that are paid at a time."""
+        return int(decimal_of(self.price.size)) // 60 if isinstance(self.price, Package) else 1
 
 
 class Rental(Aggregate):
@@ -66,6 +75,8 @@ class Rental(Aggregate):
     reserved: Money | None = None
     charged: Money | None = None
     used_s: int | None = None
+    # What the policy obliged its renter to, and the renter accepted.
+    accepted: list[str] = msgspec.field(default_factory=list)
     # Grows with every ending, so that what was issued before is void.
     access_epoch: int = 1
 
@@ -80,8 +91,10 @@ class Rental(Aggregate):
         minutes: int
         amount: Money
         activate_by: str
+        judgement: Judgement | None = None
 
         def apply(self, rental: Rental, record: Record) -> None:
+            rental.accepted = self.judgement.obligations if self.judgement else []
             rental.terms = self.terms
             rental.renter = self.renter
             rental.minutes = self.minutes
@@ -94,6 +107,7 @@ class Rental(Aggregate):
         TOPIC = "rental.activated"
 
         expires_at: str
+        judgement: Judgement | None = None
 
         def apply(self, rental: Rental, record: Record) -> None:
             rental.status = "active"
@@ -142,6 +156,7 @@ class Rental(Aggregate):
         return [self.terms.sale.seller] if self.terms else None
 
     def deadline_key(self) -> str | None:
+        """Name the end of the time to activate it, or of its time."""
         if self.status == "requested":
             return self.activate_by
         return self.expires_at if self.status == "active" else None
@@ -175,7 +190,7 @@ def cost_nano(terms: Terms, seconds: int) -> int:
 # --------------------------------------------------------------------------- the life of a rental
 
 
-def request_rental(case: Case, terms: Terms, minutes: int) -> Rental:
+def request_rental(case: Case, terms: Terms, minutes: int, judgement: Judgement | None = None) -> Rental:
     """Reserve a time: the price is held on the caller's wallet until the rental is settled.
 
     Units:  minutes, at least one.
@@ -192,12 +207,13 @@ def request_rental(case: Case, terms: Terms, minutes: int) -> Rental:
         minutes=minutes,
         amount=amount,
         activate_by=_after(case.now, ACTIVATE_WITHIN_S),
+        judgement=judgement,
         money=hold_on(f"{name}.1", renter, amount),
     )
     return case.create(Rental, name, requested)
 
 
-def activate_rental(case: Case, rental: Rental) -> Rental:
+def activate_rental(case: Case, rental: Rental, judgement: Judgement | None = None) -> Rental:
     """Let the time run from now on.
 
     Errors: rental_active, rental_lapsed, rental_not_open.
@@ -207,7 +223,8 @@ def activate_rental(case: Case, rental: Rental) -> Rental:
     _check_open(rental)
     if rental.activate_by is not None and rental.activate_by <= case.now:
         raise RentalLapsedError(activate_by=rental.activate_by)
-    return case.emit(rental, Rental.Activated(expires_at=_after(case.now, rental.minutes * 60)))
+    expires_at = _after(case.now, rental.minutes * 60)
+    return case.emit(rental, Rental.Activated(expires_at=expires_at, judgement=judgement))
 
 
 def extend_rental(case: Case, rental: Rental, minutes: int) -> Rental:
@@ -231,13 +248,14 @@ def extend_rental(case: Case, rental: Rental, minutes: int) -> Rental:
     return case.emit(rental, extended)
 
 
-def end_rental(case: Case, rental: Rental, reason: Reason) -> Rental:
+def end_rental(case: Case, rental: Rental, reason: Reason, at: str | None = None) -> Rental:
     """End a rental and settle it, once: what was used is paid, the rest of what was reserved is free again.
 
+    Where its use was over before now, `at` is that moment, and nothing is paid for what came after it.
     Errors: rental_not_open.
     """
     _check_open(rental)
-    used_s = _used_s(rental, case.now)
+    used_s = _used_s(rental, case.now if at is None else min(at, case.now))
     terms = rental.agreed
     charged = cost_nano(terms, used_s)
     sale = terms.sale

@@ -28,6 +28,7 @@ from domain.errors import (
 from domain.ledger import Case
 from domain.log.records import Aggregate, Event, MoneyEvent, Record
 from domain.rental.settling import Reserved, Sale, fee_nano, held_by, hold_on, settle
+from domain.trust.judgements import Judgement
 from domain.values import Money, moment_of, moment_text
 
 GRACE_S = 7 * 86_400
@@ -76,6 +77,7 @@ class Subscription(Aggregate):
         renter: str
         period_start: str
         period_end: str
+        judgement: Judgement | None = None
 
         def apply(self, subscription: Subscription, record: Record) -> None:
             subscription.renter = self.renter
@@ -149,6 +151,7 @@ class Subscription(Aggregate):
         TOPIC = "subscription.changed"
 
         plan: Plan
+        judgement: Judgement | None = None
 
         def apply(self, subscription: Subscription, record: Record) -> None:
             subscription.plan = self.plan
@@ -177,6 +180,7 @@ class Subscription(Aggregate):
         return [self.plan.sale.seller] if self.plan else None
 
     def deadline_key(self) -> str | None:
+        """Name the end of the period, or the next attempt to renew."""
         if self.status == "past_due":
             return self.next_attempt_at or self.usable_until
         return self.period_end if self.status == "active" else None
@@ -210,7 +214,7 @@ def _begin(subscription: Subscription, start: str, end: str, money: list[Entry])
 # --------------------------------------------------------------------------- the life of a subscription
 
 
-def start_subscription(case: Case, plan: Plan) -> Subscription:
+def start_subscription(case: Case, plan: Plan, judgement: Judgement | None = None) -> Subscription:
     """Subscribe the caller's tenant: the rest of the present period is reserved, its part of the price.
 
     Errors: account_not_found, insufficient_funds, time_zone_unknown.
@@ -224,6 +228,7 @@ def start_subscription(case: Case, plan: Plan) -> Subscription:
         renter=renter,
         period_start=case.now,
         period_end=moment_text(whole.end),
+        judgement=judgement,
         money=hold_on(f"{name}.1", renter, amount),
     )
     return case.create(Subscription, name, started)
@@ -286,17 +291,22 @@ def resume_subscription(case: Case, subscription: Subscription) -> Subscription:
     return case.emit(subscription, Subscription.Resumed()) if subscription.cancel_at_end else subscription
 
 
-def end_subscription(case: Case, subscription: Subscription, reason: Reason) -> Subscription:
+def end_subscription(
+    case: Case, subscription: Subscription, reason: Reason, at: str | None = None
+) -> Subscription:
     """End a subscription now; the part of the period that was used is paid, the rest is free again.
 
+    Where its use was over before now, `at` is that moment, and nothing is paid for what came after it.
     Errors: subscription_ended.
     """
     _check_open(subscription)
-    _settle(case, subscription, case.now)
+    _settle(case, subscription, case.now if at is None else min(at, case.now))
     return case.emit(subscription, Subscription.Ended(reason=reason))
 
 
-def change_subscription(case: Case, subscription: Subscription, plan: Plan) -> Subscription:
+def change_subscription(
+    case: Case, subscription: Subscription, plan: Plan, judgement: Judgement | None = None
+) -> Subscription:
     """Change to another plan now: what was used is paid at the old price, the rest reserved at the new one.
 
     Errors: insufficient_funds, renewal_not_due, subscription_ended.
@@ -312,9 +322,8 @@ def change_subscription(case: Case, subscription: Subscription, plan: Plan) -> S
     whole = period_at(old.every, date.fromisoformat(old.anchor), old.zone, moment_of(case.now))
     amount = _part_of(plan, Period(moment_of(case.now), moment_of(subscription.period_end)), whole)
     hold = f"{subscription.id}.{subscription.version + 1}"
-    return case.emit(
-        subscription, Subscription.Changed(plan=plan, money=hold_on(hold, subscription.renter, amount))
-    )
+    money = hold_on(hold, subscription.renter, amount)
+    return case.emit(subscription, Subscription.Changed(plan=plan, judgement=judgement, money=money))
 
 
 # --------------------------------------------------------------------------- steps

@@ -15,6 +15,7 @@ import msgspec
 
 SCHEMA: Literal["soma/policy_input/1"] = "soma/policy_input/1"
 SCHEMA_PATH = "docs/schemas/policy_input.schema.json"
+RentalAction = Literal["rent", "activate", "subscribe", "purchase"]
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,10 +195,10 @@ class PublishQuestion(_Part, frozen=True, kw_only=True):
 
 
 class RentalQuestion(_Part, frozen=True, kw_only=True):
-    """Whether this persona may be rented, or a rental of it be activated."""
+    """Whether this persona may be rented, subscribed to or bought, or a rental of it be activated."""
 
     schema: Literal["soma/policy_input/1"] = SCHEMA
-    action: Literal["rent", "activate"]
+    action: RentalAction
     who: Asker
     capsule: CapsuleFacts
     constitution: ConstitutionFacts
@@ -289,9 +290,9 @@ def rental_question(
     in_force: str | None,
     signatures: SignatureFacts,
     now: str,
-    action: Literal["rent", "activate"] = "rent",
+    action: RentalAction = "rent",
 ) -> dict[str, Any]:
-    """Ask whether a persona may be rented, or a rental of it be activated."""
+    """Ask whether a persona may be rented, subscribed to or bought, or a rental of it be activated."""
     asked = RentalQuestion(
         action=action,
         who=who,

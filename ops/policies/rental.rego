@@ -1,20 +1,20 @@
-# May a persona be rented, or a rental of it be activated?
+# May a persona be rented, subscribed to or bought, or a rental of it be activated?
 #
 # Each requirement is met by what the input says, or it is a reason against.
 package soma.rental
 
 requirements := {
-	"action_known": "the action is neither rent nor activate",
+	"action_known": "the action is none of rent, activate, subscribe and purchase",
 	"asked_by_renter": "nobody who may rent asks",
 	"constitution_in_force": "the capsule names another constitution than the one in force",
 	"kill_switch_present": "the persona cannot be switched off",
-	"offered_for_rent": "the manifest offers no rental and no subscription",
+	"offered_for_rent": "the manifest does not offer this way to pay",
 	"published": "the capsule is not published",
 	"scopes_known": "a tool reaches further than any scope that is known",
 	"threshold_met": "too few signatures of pinned keys count now",
 }
 
-met contains "action_known" if input.action in {"rent", "activate"}
+met contains "action_known" if input.action in {"rent", "activate", "subscribe", "purchase"}
 
 met contains "asked_by_renter" if {
 	some role in input.who.roles
@@ -30,7 +30,7 @@ met contains "kill_switch_present" if input.capsule.kill_switch_enabled == true
 
 met contains "offered_for_rent" if {
 	some price in input.capsule.pricing
-	price.model in {"rental", "subscription"}
+	price.model in ways(input.action)
 }
 
 met contains "published" if input.capsule.status in {"published", "degraded"}
@@ -49,6 +49,12 @@ met contains "threshold_met" if {
 	input.signatures.threshold >= 1
 	input.signatures.signed >= input.signatures.threshold
 }
+
+ways("subscribe") := {"subscription"}
+
+ways("purchase") := {"purchase"}
+
+ways(action) := {"rental", "subscription"} if not action in {"subscribe", "purchase"}
 
 known(scope) if scope in {"read", "write", "admin"}
 

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.serving import listen, url_of
 from domain.ledger import Caller
+from ops.clock import Clock
 from ops.runtime import Runtime
 from ops.settings import Settings
 
@@ -59,12 +60,12 @@ class Service:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Service]:
-    """Run the application until the block is left."""
+def serving(settings: Settings, clock: Clock | None = None) -> Iterator[Service]:
+    """Run the application until the block is left, by a clock of the test's if one is given."""
     started = threading.Event()
     found: dict[str, Any] = {}
     with listen("127.0.0.1", 0) as bound:
-        app = create_app(settings)
+        app = create_app(settings, clock=clock)
         config = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
         )

@@ -9,7 +9,19 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from domain.billing import accounts, usage
+from domain.billing import (
+    accounts,
+    credit_notes,
+    customers,
+    grants,
+    invoices,
+    payouts,
+    price_books,
+    usage,
+)
+from domain.billing.bills import Terms
+from domain.billing.invoices import draw_up
+from domain.billing.prices import PerMinute
 from domain.billing.reconciliation import CompleteReconciliation, complete_reconciliation
 from domain.feeds import webhooks
 from domain.ledger import Caller, Case, UseCase
@@ -21,15 +33,19 @@ from domain.persona import (
     evaluations,
     personas,
     publication,
+    renting,
     reviewing,
     standing,
 )
 from domain.persona.capsules import Capsule
 from domain.persona.manifest import capsule_id
 from domain.persona.personas import Persona
+from domain.rental import rentals, subscriptions
+from domain.rental.purchases import make_purchase
+from domain.rental.settling import Sale
 from domain.trust import constitutions, signatures, signers, training
 from domain.trust.verification import Wanted
-from domain.values import moment_text
+from domain.values import Money, moment_text
 from ops.dead_letters import DeadLetters, Letter
 from ops.tokens import ROLES
 from tests.real.api.world import UNSEEN, Speaker, World, intent_body, money, offer_body
@@ -111,6 +127,8 @@ def things(world: World) -> Things:
         "suite": "baseline",
         "capsule": world.to_be_signed(OWNER, "alpha-words"),
         **hidden_capsule(world),
+        **in_use(world),
+        **billed(world),
         "package": "soma.publish",
     }
     words = (
@@ -176,6 +194,53 @@ def hidden_capsule(world: World) -> dict[str, str]:
     return {"persona_id": "alpha-draft", "capsule_id": HIDDEN, "claim_id": "claim-alpha"}
 
 
+def billed(world: World) -> dict[str, str]:
+    """Write down prices, a customer, an invoice and what follows one; give their names."""
+    owner = world.provider(OWNER)
+    charge = {"id": "alpha-words", "meter": "requests", "price": {"model": "per_unit", "price": "1"}}
+    owner.made("/v1/price_books", {"book": "alpha-words", "currency": "USD", "charges": [charge]})
+    world.operator.made("/v1/customers", {"tenant": OWNER, "book": f"{OWNER}.alpha-words"})
+    payout = owner.made("/v1/payouts", {"amount": money("1"), "destination": "alpha-words"})
+
+    def bill(case: Case, _: Any) -> Any:
+        drawn = draw_up([], Terms("USD", commitment="3"), case.now).bill
+        issued = invoices.Invoice.Issued(
+            number="INV-ALPHA", kind="invoice", corrects=None, period_start=case.now, period_end=case.now, zone="UTC",
+            known_at=0, sheets=[], terms=Terms("USD"), bill=drawn, evidence=[None], owed=drawn.due, tax=drawn.due,
+            due=Money.of(0, "USD"), due_at=case.now, money=[],
+        )  # fmt: skip
+        case.create(invoices.Invoice, "inv-alpha", issued, tenant=OWNER)
+        noted = credit_notes.CreditNote.Issued(
+            number="CN-ALPHA", invoice="inv-alpha", amount=drawn.due, tax=drawn.due, off_due=drawn.due,
+            returned=drawn.due, target="credits", reason="alpha-words", money=[],
+        )  # fmt: skip
+        return case.create(credit_notes.CreditNote, "cn-alpha", noted, tenant=OWNER)
+
+    who = Caller("ola", "platform", frozenset({"operator"}))
+    world.service.run(world.service.runtime.ledger.act(bill, invoices.IssueInvoice(tenant=OWNER), who))
+    return {
+        "book": f"{OWNER}.alpha-words", "number": "1", "invoice_id": "inv-alpha", "line": "0",
+        "credit_note_id": "cn-alpha", "payout_id": payout["id"],
+    }  # fmt: skip
+
+
+def in_use(world: World) -> dict[str, str]:
+    """Write down a rental, a purchase and a subscription of the others; give their names."""
+    made: dict[str, str] = {}
+
+    def use(case: Case, _: Any) -> Any:
+        sale = Sale(persona_id="alpha-persona", capsule=HIDDEN, seller=SELLER, currency="USD", fee="0.1")
+        price = Money.parse("1", "USD")
+        plan = subscriptions.Plan(sale=sale, price=price, every="month", zone="UTC", anchor="2026-01-01")
+        made["rental_id"] = rentals.request_rental(case, rentals.Terms(sale, PerMinute("0.01")), 10).id
+        made["purchase_id"] = make_purchase(case, sale, price).id
+        made["subscription_id"] = subscriptions.start_subscription(case, plan).id
+
+    who = Caller("olivia", OWNER, frozenset({"owner"}))
+    world.service.run(world.service.runtime.ledger.act(use, renting.RentalStep(rental_id="new"), who))
+    return made
+
+
 def reconciled(world: World) -> str:
     """Write a reconciliation down that found something about the others; give its name."""
     difference = {
@@ -228,6 +293,22 @@ def body_for(route: Route, things: Things) -> Any:
         "/v1/log/witnesses": {"vkey": "x"},
         "/v1/billing/reconciliations": {"account": f"wallet.{OWNER}.USD"},
         "/v1/usage": {"readings": [reading(tenant=OWNER)]},
+        "/v1/usage/{usage_id}/corrections": {"replaces": 1, "reason": "mine", "tokens_in": 0},
+        "/v1/price_books": {
+            "book": "mine",
+            "currency": "USD",
+            "charges": [{"id": "a", "meter": "requests", "price": {"model": "per_unit", "price": "1"}}],
+        },
+        "/v1/customers": {"tenant": STRANGER, "book": things.names["book"]},
+        "/v1/customers/{tenant}/plan": {"book": things.names["book"]},
+        "/v1/customers/{tenant}/coupons": {"code": "mine", "share": "1"},
+        "/v1/customers/{tenant}/credits": {"amount": money("1"), "source": "promotion"},
+        "/v1/quotes": {"tenant": OWNER},
+        "/v1/invoices": {"tenant": OWNER},
+        "/v1/invoices/{invoice_id}/credit_notes": {"amount": money("1"), "reason": "mine"},
+        "/v1/payouts": {"amount": money("1"), "destination": "mine"},
+        "/v1/payouts/{payout_id}/confirm": {"reference": "mine"},
+        "/v1/payouts/{payout_id}/fail": {"reason": "mine"},
         "/v1/dead_letters/{letter_id}/requeue": {"reading": reading(tenant=OWNER)},
         "/v1/dead_letters/{letter_id}/discard": {"reason": "mine"},
         "/v1/signer-policies": {"document": policy_terms()},
@@ -250,6 +331,8 @@ def body_for(route: Route, things: Things) -> Any:
         "/v1/capsules/{capsule_id}/claims": {"right": "mine", "reason": "mine"},
         "/v1/claims/{claim_id}/uphold": {"resolution": "mine"},
         "/v1/claims/{claim_id}/reject": {"resolution": "mine"},
+        "/v1/personas/{persona_id}/rent": {"minutes": 10},
+        "/v1/rentals/{rental_id}/extend": {"minutes": 10},
         "/v1/webhooks": {"url": "https://127.0.0.1/mine"},
         "/v1/webhooks/{webhook_id}": {"description": "mine now"},
         "/v1/webhooks/{webhook_id}/pause": {"reason": "mine"},
@@ -292,7 +375,11 @@ def everything(world: World) -> dict[str, Any]:
     kept["usage"] = world.operator.read(f"/v1/usage?tenant={OWNER}")["items"]
     hooks = world.operator.read("/v1/webhooks", params={"limit": 500})["items"]
     kept["webhooks"] = [one for one in hooks if one["tenant"] != STRANGER]
-    for kind in ("signer-policies", "reviews", "signings", "capsules", "claims"):
+    for kind in ("price_books", "customers", "invoices", "credit_notes", "payouts"):
+        items = world.operator.read(f"/v1/{kind}", params={"limit": 500})["items"]
+        kept[kind] = [one for one in items if one["tenant"] != STRANGER]
+    uses = ("rentals", "purchases", "subscriptions")
+    for kind in ("signer-policies", "reviews", "signings", "capsules", "claims", *uses):
         kept[kind] = world.operator.read(f"/v1/{kind}", params={"limit": 500})["items"]
     kept["letters"] = world.operator.read("/v1/dead_letters?state=all")["items"]
     return kept | {"accounts": {name: a for name, a in accounts.items() if name not in mine}, "lock": lock}
@@ -366,7 +453,9 @@ def test_parties_see_what_they_share_and_nothing_else(world: World, things: Thin
 def test_lists_of_a_stranger_are_empty(world: World, things: Things) -> None:
     newcomer = world.speaker("newcomer", *STRANGER_ROLES)
     kinds = ("intents", "contracts", "disputes", "rounds", "datasets", "transfers", "accounts")
-    for kind in (*kinds, "artifacts", "evaluations", "exports", "imports", "capsules", "claims"):
+    kinds += ("price_books", "customers", "invoices", "credit_notes", "payouts")
+    uses = ("rentals", "purchases", "subscriptions")
+    for kind in (*kinds, *uses, "artifacts", "evaluations", "exports", "imports", "capsules", "claims"):
         assert newcomer.read(f"/v1/{kind}") == {"items": [], "next": None}
     summary = newcomer.read("/v1/metrics_summary")
     assert summary["marketplace"]["contracts_total"] == summary["governance"]["disputes_total"] == 0
@@ -410,6 +499,19 @@ MAKES: dict[tuple[str, str], UseCase] = {
     ("POST", "/v1/withdrawals"): accounts.withdraw,
     ("POST", "/v1/transfers"): accounts.transfer,
     ("POST", "/v1/usage"): usage.meter_usage,
+    ("POST", "/v1/usage/{usage_id}/corrections"): usage.correct_usage,
+    ("POST", "/v1/price_books"): price_books.publish_prices,
+    ("POST", "/v1/customers"): customers.enroll,
+    ("POST", "/v1/customers/{tenant}/plan"): customers.replan,
+    ("POST", "/v1/customers/{tenant}/coupons"): customers.redeem_coupon,
+    ("POST", "/v1/customers/{tenant}/credits"): grants.grant,
+    ("POST", "/v1/invoices"): invoices.issue_invoice,
+    ("POST", "/v1/invoices/{invoice_id}/correct"): invoices.correct_invoice,
+    ("POST", "/v1/invoices/{invoice_id}/pay"): invoices.pay_invoice,
+    ("POST", "/v1/invoices/{invoice_id}/credit_notes"): credit_notes.credit_invoice,
+    ("POST", "/v1/payouts"): payouts.request_payout,
+    ("POST", "/v1/payouts/{payout_id}/confirm"): payouts.confirm_payout,
+    ("POST", "/v1/payouts/{payout_id}/fail"): payouts.fail_payout,
     ("POST", "/v1/rounds"): rounds.start_round,
     ("POST", "/v1/training/enable"): training.enable_training,
     ("POST", "/v1/training/disable"): training.disable_training,
@@ -437,6 +539,16 @@ MAKES: dict[tuple[str, str], UseCase] = {
     ("POST", "/v1/claims/{claim_id}/uphold"): claims.uphold_claim,
     ("POST", "/v1/claims/{claim_id}/reject"): claims.reject_claim,
     ("POST", "/v1/claims/{claim_id}/withdraw"): claims.withdraw_claim,
+    ("POST", "/v1/personas/{persona_id}/rent"): renting.rent,
+    ("POST", "/v1/personas/{persona_id}/purchase"): renting.purchase,
+    ("POST", "/v1/personas/{persona_id}/subscribe"): renting.subscribe,
+    ("POST", "/v1/rentals/{rental_id}/activate"): renting.activate,
+    ("POST", "/v1/rentals/{rental_id}/extend"): renting.extend,
+    ("POST", "/v1/rentals/{rental_id}/end"): renting.end,
+    ("POST", "/v1/purchases/{purchase_id}/return"): renting.give_back,
+    ("POST", "/v1/subscriptions/{subscription_id}/cancel"): renting.cancel,
+    ("POST", "/v1/subscriptions/{subscription_id}/resume"): renting.resume,
+    ("POST", "/v1/subscriptions/{subscription_id}/change"): renting.change_plan,
     ("POST", "/v1/webhooks"): webhooks.register_webhook,
     ("PATCH", "/v1/webhooks/{webhook_id}"): webhooks.change_webhook,
     ("DELETE", "/v1/webhooks/{webhook_id}"): webhooks.delete_webhook,
@@ -449,6 +561,8 @@ MAKES: dict[tuple[str, str], UseCase] = {
 # What changes nothing of the market's, or is told in the tests of the log.
 OTHERS = {
     ("POST", "/v1/policy/preview"),
+    # Draws up a bill that nobody owes: see tests/real/billing.
+    ("POST", "/v1/quotes"),
     ("POST", "/v1/policies/{package}/evaluate"),
     ("POST", "/v1/log/cosignatures"),
     ("POST", "/v1/log/witnesses"),
@@ -473,7 +587,16 @@ def test_every_route_that_writes_names_its_roles() -> None:
         assert roles <= ROLES
         # Gateways send usage, programs hold webhooks, monitors mark what got worse; all else that programs do is
         # the service's own.
-        marks = ("/v1/usage", "/v1/capsules/{capsule_id}/degrade", "/v1/capsules/{capsule_id}/recover")
+        # Of programs only the platform's own bill: tests/real/billing/test_billing_http.py.
+        marks = (
+            "/v1/usage",
+            "/v1/usage/{usage_id}/corrections",
+            "/v1/invoices",
+            "/v1/invoices/{invoice_id}/pay",
+            "/v1/invoices/{invoice_id}/correct",
+            "/v1/capsules/{capsule_id}/degrade",
+            "/v1/capsules/{capsule_id}/recover",
+        )
         open_to_programs = place[1] in marks or place[1].startswith("/v1/webhooks")
         assert "service" not in roles or open_to_programs, f"{place} is for the service itself"
 

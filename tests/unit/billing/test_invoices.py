@@ -171,12 +171,14 @@ class TestPaying:
             told.go_to(FEBRUARY)
             name = (await told.bill())["id"]
             assert await told.code(told.pay(name)) == "insufficient_funds"
-            states = [
-                await told.do(
-                    fail_payment, FailPayment(invoice_id=name, reason="insufficient_funds"), SERVICE
-                )
-                for _ in range(4)
-            ]
+            failed = FailPayment(invoice_id=name, reason="insufficient_funds")
+            states = []
+            for _ in range(4):
+                states.append(await told.do(fail_payment, failed, SERVICE))
+                size = len(told.store.logged)
+                assert await told.do(fail_payment, failed, SERVICE) == states[-1]
+                assert len(told.store.logged) == size, "it fails once each time it is tried"
+                told.now = states[-1]["next_attempt_at"] or told.now
             assert [state["status"] for state in states] == ["issued", "issued", "issued", "overdue"]
             assert states[0]["next_attempt_at"] == moment_text(FEBRUARY + timedelta(days=1))
 

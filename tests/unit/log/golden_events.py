@@ -23,7 +23,35 @@ ADDRESS = "sha3-512:" + "ab" * 64
 AT = "2026-01-31T12:00:00.000001Z"
 USD = {"amount": "12.50", "currency": "USD"}
 
+_HELD = [Hold("rental-1.1", "wallet.acme.USD", "12.50", "USD")]
+_PAID = [
+    Post(
+        "rental-1.1",
+        "USD",
+        [
+            Posting("wallet.acme.USD", "12.50"),
+            Posting("wallet.bolt.USD", "-12.25"),
+            Posting("fees.platform.USD", "-0.25"),
+        ],
+    )
+]
+
+
+def _moved(source: str, target: str) -> Transfer:
+    return Transfer("USD", [Posting(source, "12.50"), Posting(target, "-12.50")])
+
+
 MONEY: dict[str, list[Any]] = {
+    "rental.requested": _HELD,
+    "rental.extended": [Hold("rental-1.2", "wallet.acme.USD", "12.50", "USD")],
+    "rental.ended": [*_PAID, Expire("rental-1.2")],
+    "subscription.started": _HELD,
+    "subscription.renewed": _HELD,
+    "subscription.changed": _HELD,
+    "subscription.period_settled": _PAID,
+    "purchase.made": _HELD,
+    "purchase.settled": _PAID,
+    "purchase.refunded": [Void("rental-1.1")],
     "account.opened": [Open("wallet.acme.USD", "USD", "credit", False)],
     "transfer.posted": [
         Transfer("USD", [Posting("wallet.acme.USD", "12.50"), Posting("wallet.bolt.USD", "-12.50")])
@@ -42,6 +70,17 @@ MONEY: dict[str, list[Any]] = {
     ],
     "contract.escrow_refunded": [Void("contract-1")],
     "contract.escrow_expired": [Expire("contract-1")],
+    "grant.granted": [_moved("wallet.acme.USD", "credits.acme.USD")],
+    "grant.burned": [_moved("credits.acme.USD", "receivable.acme.USD")],
+    "grant.expired": [_moved("credits.acme.USD", "promotions.platform.USD")],
+    "invoice.issued": [_moved("receivable.acme.USD", "revenue.platform.USD")],
+    "invoice.paid": [_moved("wallet.acme.USD", "receivable.acme.USD")],
+    "credit_note.issued": [_moved("revenue.platform.USD", "credits.acme.USD")],
+    "payout.requested": [Hold("payout-1", "wallet.acme.USD", "12.50", "USD")],
+    "payout.paid": [
+        Post("payout-1", "USD", [Posting("wallet.acme.USD", "12.50"), Posting("cash.platform.USD", "-12.50")])
+    ],
+    "payout.failed": [Void("payout-1")],
 }
 JSON: dict[tuple[str, str], Any] = {
     ("offer.listed", "label_schema"): {"target": "malignant", "classes": [0, 1], "note": "naïve – ✓"},
@@ -76,7 +115,8 @@ def sample(type_: Any, name: str) -> Any:
         case msgspec.inspect.StructType(cls=cls) if cls.__name__ == "Money":
             return USD
         case msgspec.inspect.StructType():
-            return {field.encode_name: sample(field.type, field.name) for field in info.fields}
+            tag = {info.tag_field: info.tag} if info.tag_field else {}
+            return tag | {field.encode_name: sample(field.type, field.name) for field in info.fields}
         case msgspec.inspect.ListType(item_type=item) | msgspec.inspect.VarTupleType(item_type=item):
             return [sample(item, name)]
         case msgspec.inspect.UnionType(types=types):
@@ -120,6 +160,13 @@ def sample_text(name: str) -> str:
         return "0.850000"
     known = {"currency": "USD", "purpose": "wallet", "side": "credit", "outcome": "split", "rule": "mean"}
     known["version"] = "1.4.0"
+    known |= {"zone": "Europe/Berlin", "anchor": "2026-01-31", "number": "INV-acme-000001"}
+    if name in ("period_start", "period_end", "billed_to", "effective_from", "start", "end"):
+        return AT
+    if name in ("share", "price", "quantity", "exact", "rounding", "carried", "free", "minimum", "maximum"):
+        return "0.5"
+    if name in ("commitment", "up_to", "flat", "per", "size"):
+        return "3"
     return known.get(name, f"{name.replace('_', '-')}-1")
 
 
@@ -144,6 +191,10 @@ def golden_record(topic: str, cls: type[Event]) -> bytes:
 
 
 def _begins(topic: str) -> bool:
+    if topic in ("price_book.published", "price_sheet.written", "customer.enrolled"):
+        return True
+    if topic.partition(".")[0] in ("invoice", "credit_note"):
+        return topic.endswith(".issued")
     begun = {
         "adopted",
         "listed",

@@ -18,14 +18,30 @@ class TestClock:
         assert moment_text(moment_of(text)) == text
         assert before - 1e-5 <= moment_of(text).timestamp() <= time.time()
 
-    def test_it_never_goes_back_when_the_machine_s_clock_does(self, monkeypatch):
-        clock = Clock()
-        told = []
-        for ns in (5 * 10**18, 4 * 10**18, 5 * 10**18 - 1, 5 * 10**18 + 1_000, 5 * 10**18 + 999):
-            monkeypatch.setattr("time.time_ns", lambda ns=ns: ns)
-            told.append(clock())
+    def test_it_never_goes_back_when_the_machine_s_clock_does(self):
+        at = iter((5 * 10**18, 4 * 10**18, 5 * 10**18 - 1, 5 * 10**18 + 1_000, 5 * 10**18 + 999))
+        clock = Clock(lambda: next(at), lambda: 0)
+        told = [clock() for _ in range(5)]
         assert told == sorted(told)
         assert told[0] == told[1] == told[2] < told[3] == told[4]
+
+    def test_time_goes_on_as_it_passes_when_the_machine_s_clock_is_set_back_and_is_followed_forward(self):
+        hour_ns, second_ns = 3_600 * 10**9, 10**9
+        steps = [
+            # The machine's clock, the time that has passed, and what is told; seconds after the first.
+            (0, 0, 0),
+            (second_ns, second_ns, 1),
+            (2 * second_ns - hour_ns, 2 * second_ns, 2),
+            (90 * second_ns - hour_ns, 90 * second_ns, 90),
+            (91 * second_ns, 91 * second_ns, 91),
+            (92 * second_ns + hour_ns, 92 * second_ns, 3_692),
+            (93 * second_ns, 93 * second_ns, 3_693),
+        ]
+        now, passed = 0, 0
+        clock = Clock(lambda: 10**18 + now, lambda: passed)
+        start = moment_of(clock())
+        for now, passed, expected_s in steps:  # noqa: B007 - the clocks read them
+            assert (moment_of(clock()) - start).total_seconds() == expected_s
 
     @pytest.mark.parametrize(
         ("ns", "text"),

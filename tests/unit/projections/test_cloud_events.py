@@ -64,7 +64,8 @@ def test_a_record_goes_where_its_readers_are(path: Path) -> None:
     wanted = {EVENTS}
     if group in ("training", "round"):
         wanted.add(TRAINING)
-    if envelope["data"].get("money") or group in ("account", "transfer", "usage"):
+    kinds = ("account", "transfer", "usage", "invoice", "credit_note", "rental", "subscription", "purchase")
+    if envelope["data"].get("money") or group in kinds:
         wanted.add(BILLING)
     assert set(written(path.read_bytes())) == wanted
 
