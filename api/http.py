@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 import orjson
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.responses import Response
@@ -136,10 +137,23 @@ def printed(answer: Answer, status: int = 200) -> Response:
     receipt = {"position": answer.position, "event_count": answer.event_count, "repeated": answer.repeated}
     body = answer.body[:-1] + b',"receipt":' + orjson.dumps(receipt) + b"}"
     response = Response(body, status, media_type="application/json")
-    at = answer.body.rfind(b'"version":')
-    if at >= 0:
-        response.headers["ETag"] = f'"{answer.body[at + 10 : -1].decode()}"'
+    version = _version_in(answer.body)
+    if version is not None:
+        response.headers["ETag"] = f'"{version}"'
     return response
+
+
+class _Versioned(msgspec.Struct):
+    version: int | None = None
+
+
+def _version_in(body: bytes) -> int | None:
+    """Read an aggregate's version; where it is the last member, as it mostly is, nothing is parsed."""
+    at = body.rfind(b'"version":')
+    if at < 0:
+        return None
+    last = body[at + 10 : -1]
+    return int(last) if last.isdigit() else msgspec.json.decode(body, type=_Versioned).version
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
