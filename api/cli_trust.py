@@ -301,13 +301,15 @@ def list_reviews(
     if as_json:
         print_json(found)
         return
-    _table(
-        ["capsule", "tenant", "submitted by", "status", "approvals", "due"],
-        [
-            [one["capsule"], one["tenant"], one["submitted_by"], one["status"], _votes(one), one["due_at"]]
-            for one in found
-        ],
-    )
+    for one in found:
+        # An address is as wide as a terminal; it gets a line of its own, to be copied.
+        print(one["capsule"])
+        print(
+            f"  {one['status']}, {_votes(one)} approvals, due {one['due_at'][:16].replace('T', ' ')} UTC,",
+            end=" ",
+        )
+        print(f"submitted by {one['submitted_by']} of {one['tenant']}")
+    print(f"{len(found)} reviews", file=sys.stderr)
 
 
 @trust_app.command("decide")

@@ -201,7 +201,6 @@ def _word(found: Any, structs: dict[str, Any]) -> str:
     words = {
         "StrType": "text",
         "IntType": "integer",
-        "BytesType": "base64 text",
         "BoolType": "boolean",
         "BytesType": "base64",
         "NoneType": "null",
