@@ -155,9 +155,12 @@ def _address(remote: Remote, what: str, fence: int | None, wait: float, progress
     """Give the address of a capsule, which a folder is sealed into first."""
     from api.persona_files import open_folder
     from api.persona_remote import sealed
+    from domain.errors import InvalidError
 
     if ADDRESS.fullmatch(what):
         return "sha3-512:" + what.removeprefix("sha3-512:")
+    if not Path(what).is_dir():
+        raise InvalidError(f"{what} is neither a folder nor the address of a capsule")
     in_force = remote.get("/v1/constitution")["versions"][-1]["address"]
     return sealed(remote, open_folder(Path(what), in_force), fence, wait, progress)
 
@@ -250,7 +253,9 @@ def _tell_publication(address: str, capsule: Any, missing: list[Any], as_json: b
     print(capsule["status"], file=sys.stderr)
     if capsule["status"] == "published":
         return
-    for one in missing:
+    # The policy repeats what the gates say; it is told where it says something of its own.
+    told = [one for one in missing if one["code"] != "policy_denied"] or missing
+    for one in told:
         print(f"  missing: {one['detail']} ({one['code']})", file=sys.stderr)
         for line in _details(one["facts"]):
             print(f"    {line}", file=sys.stderr)

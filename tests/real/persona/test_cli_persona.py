@@ -265,8 +265,11 @@ def test_a_folder_with_faults_names_each_of_them(desk: Desk) -> None:
     )
     ended = desk.say(OLIVIA, "persona", "publish", folder)
     assert code_of(ended) == (2, "manifest_invalid")
-    for place in ("/metadata/version", "/metadata/colour"):
-        assert place in ended.stderr
+    for place in (
+        "/metadata/version: it must be",
+        "/metadata/colour: there is no such field; there stands 'red'",
+    ):
+        assert f"\n    {place}" in ended.stderr, ended.stderr
 
 
 def test_without_a_token_or_a_service_it_says_so(desk: Desk, tmp_path: Path) -> None:
