@@ -40,6 +40,7 @@ from domain.errors import (
     ArtifactOffsetError,
     BodyTooLargeError,
     InvalidError,
+    ObjectNotFoundError,
 )
 from domain.ledger import Caller
 from domain.log.records import ADDRESS_PREFIX, parse_address
@@ -220,11 +221,16 @@ async def _limited(request: Request, bytes_max: int) -> bytes:
 def _assembled(vault: Vault, tenant: str, address: str) -> Kept:
     """Make one object of the pieces; those of other bytes than promised are forgotten.
 
-    Errors: artifact_mismatch.
+    Errors: artifact_mismatch, artifact_offset.
     """
+    pieces = vault.pieces(tenant, address)
     try:
         return vault.put(vault.read_pieces(tenant, address), address)
-    except ArtifactMismatchError:
+    except (ArtifactMismatchError, ObjectNotFoundError) as error:
+        left = vault.pieces(tenant, address)
+        if left != pieces:
+            # Somebody finished the same upload meanwhile and tidied its pieces away: those bytes were not wrong.
+            raise ArtifactOffsetError("this upload was finished by another request", upload_offset=0) from error
         vault.drop_pieces(tenant, address)
         raise
 

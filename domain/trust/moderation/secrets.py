@@ -116,6 +116,7 @@ _ORDINARY = re.compile(
     r".*(?:[A-Z][a-z]{2,}){2,}\Z|[A-Za-z_]\w{2,30}={1,2}[\w.]{0,8}\Z|\w+\*\*?\w+\Z|(?:[\w.-]{0,12}/)+[\w.-]{0,12}\Z|"
     r"(?:self|this|os|env|process|config|settings|request|args|var|data|input|module|local|context)\.[\w.]+\Z"
 )
+_EXACT_MIN = 30
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _RUNS = re.compile(r"[A-Za-z]{3,}")
 
@@ -212,8 +213,15 @@ def _prefixed(text: str) -> Iterator[SecretMatch]:
         prefix, rest = found["prefix"], found["rest"].rstrip(".:=/-_%$~")
         if len(rest) < PREFIXES[prefix] or _PLACEHOLDER.search(rest):
             continue
-        if entropy_bits(rest) >= min(3.2, 0.62 * log2(len(rest))) and not is_wordy(rest):
+        if entropy_bits(rest) < min(3.2, 0.62 * log2(len(rest))):
+            continue
+        if _is_exact(rest, PREFIXES[prefix]) or not is_wordy(rest):
             yield SecretMatch("token_of_an_issuer", found.start("prefix"), found.start("rest") + len(rest))
+
+
+def _is_exact(rest: str, length: int) -> bool:
+    """Tell whether what follows a prefix is of the very form its issuer gives; then chance may have spelt words."""
+    return len(rest) == length >= _EXACT_MIN and rest.isalnum() and any(c.isdigit() for c in rest)
 
 
 def _named(text: str) -> Iterator[SecretMatch]:

@@ -70,7 +70,9 @@ def test_the_whole_story_from_a_folder_to_another_tenant(desk: Desk) -> None:
     assert told == {"capsule": capsule, "status": "published", "missing": []}
 
     listed = json.loads(desk.say(RIVAL, "marketplace", "list-personas", "-q", "pilot", "--json").stdout)
-    assert [one["capsule"] for one in listed["items"] if one["persona_id"] == "story-pilot"] == [capsule]
+    assert [one["attestation_hash"] for one in listed["items"] if one["persona_id"] == "story-pilot"] == [
+        capsule
+    ]
 
     archive = desk.taken(capsule, "story.tar")
     verified = soma("persona", "verify", str(archive), "--policy", desk.policy, "--capsule", capsule)

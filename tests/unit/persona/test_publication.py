@@ -294,6 +294,43 @@ def test_two_approvals_are_of_two_people() -> None:
     play(scene, approvals_required=2)
 
 
+def test_a_policy_that_asks_for_more_approvals_counts_for_what_was_approved_before() -> None:
+    async def scene(world: World) -> None:
+        capsule = await submitted(world)
+        await world.inspected(capsule)
+        assert await world.decided(capsule) == "ok"
+        stricter = policy_terms(version=2, approvals_required=2)
+        assert (await world.adopt(stricter, "ada", "ben")).startswith("sha3-512:")
+        again = signatures.OpenSigning(capsule=capsule.address)
+        assert await world.says(signatures.reopen_signing, again, AUTHOR) == "ok"
+        assert await world.signed(capsule, "ada", "ben") == "ok"
+        assert await world.published(capsule) == "not_approved"
+        looked = await looked_at(world, capsule)
+        assert (looked["approvals_given"], looked["approvals_required"]) == (1, 2)
+        assert await world.decided(capsule) == "already_reviewed"
+        assert await world.decided(capsule, caller=RITAS_COLLEAGUE) == "ok"
+        assert await world.decided(capsule, caller=REVIEWER._replace(subject="ruth")) == "review_closed"
+        assert await world.published(capsule) == "ok"
+
+    play(scene)
+
+
+def test_who_made_a_capsule_neither_votes_on_it_nor_signs_it_whomever_it_names_as_owner() -> None:
+    async def scene(world: World) -> None:
+        maker = AUTHOR._replace(subject="ada@platform", roles=frozenset(["provider", "reviewer"]))
+        await world.created(caller=maker)
+        capsule = await world.exported(caller=maker, owner="somebody-else")
+        await world.submitted(capsule, AUTHOR)
+        await world.inspected(capsule)
+        assert await world.decided(capsule, caller=maker) == "self_review"
+        assert await world.signed(capsule, "ada") == "signature_refused"
+        assert await world.signed(capsule, "ben", "cleo") == "ok"
+        assert await world.decided(capsule) == "ok"
+        assert await world.published(capsule) == "ok"
+
+    play(scene)
+
+
 def test_who_voted_does_not_submit_and_who_submitted_does_not_vote() -> None:
     async def scene(world: World) -> None:
         both = frozenset(["owner", "reviewer"])
