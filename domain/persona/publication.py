@@ -123,6 +123,10 @@ def reinstate_capsule(case: Case, command: ReinstateCapsule, *, judgements: Judg
         raise ForbiddenError(
             "who suspended a capsule does not reinstate it", suspended_by=capsule.suspended_by
         )
+    if capsule.claims and case.caller.tenant == capsule.tenant:
+        raise ForbiddenError(
+            "a party of an open claim does not reinstate the capsule", claims=capsule.claims[:20]
+        )
     gates, judgement = _pass(case, capsule, "suspended", judgements)
     complete_signing(case, capsule.address)
     grounds = _grounds(case, capsule, gates, judgement)

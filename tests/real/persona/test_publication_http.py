@@ -150,6 +150,13 @@ def test_the_version_of_a_persona_is_its_etag_and_guards_its_changes(stage: Stag
     assert stage.get(RIVAL, path).json()["code"] == "persona_not_found"
 
 
+def test_a_name_that_holds_nul_is_the_name_of_nothing(stage: Stage) -> None:
+    refused = stage.post(OLIVIA, "/v1/exports", {"persona_id": "tax\0advisor", "manifest": {}})
+    assert (refused.status_code, refused.json()["code"]) == (404, "persona_not_found")
+    attempt = stage.get(OLIVIA, "/v1/exports?status=refused").json()["items"][0]
+    assert (attempt["persona_id"], attempt["problem"]["code"]) == ("tax\ufffdadvisor", "persona_not_found")
+
+
 def test_an_idempotency_key_publishes_once(stage: Stage) -> None:
     capsule = stage.world.capsule("keyed-one", items=40)
     path = stage.exported(capsule)

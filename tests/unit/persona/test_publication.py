@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from domain.errors import LedgerError
-from domain.persona import capsules, publication, reviewing, standing
+from domain.persona import capsules, claims, publication, reviewing, standing
 from domain.persona.reviewing import NoteSweep
 from domain.trust import signatures, signers
 from domain.trust.keys import key_text
@@ -25,6 +25,7 @@ from tests.unit.persona.persona_world import (
     PASSED,
     PERSONA,
     REVIEWER,
+    RIVAL,
     World,
 )
 from tests.unit.trust.trust_maker import key_of, pin, policy_terms
@@ -450,6 +451,21 @@ def test_reinstating_passes_every_gate_again() -> None:
 
 
 # --------------------------------------------------------------------------- trust that is lost
+
+
+def test_while_a_claim_is_open_no_party_of_it_puts_the_capsule_back() -> None:
+    async def scene(world: World) -> None:
+        capsule = await world.on_show()
+        opening = claims.OpenClaim(capsule_id=capsule.address, right="copyright", reason="our texts")
+        claim_id = (await world.told(claims.open_claim, opening, RIVAL))["id"]
+        review = claims.ReviewClaim(claim_id=claim_id, suspend=True)
+        assert await world.says(claims.review_claim, review, OPERATOR) == "ok"
+        back = publication.ReinstateCapsule(capsule_id=capsule.address, reason="all is well")
+        own = OTHER_OPERATOR._replace(tenant=AUTHOR.tenant)
+        assert await world.says(publication.reinstate_capsule, back, own) == "forbidden"
+        assert await world.says(publication.reinstate_capsule, back, OTHER_OPERATOR) == "ok"
+
+    play(scene)
 
 
 def test_a_revoked_key_ends_the_trust_in_what_no_longer_reaches_the_threshold() -> None:
