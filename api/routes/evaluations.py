@@ -30,7 +30,12 @@ from api.http import (
 )
 from api.routes.capsules import CapsuleId
 from api.routes.market import listed, seen
-from domain.errors import CapsuleNotFoundError, ConflictError, EvaluationNotFoundError, NotInspectedError
+from domain.errors import (
+    CapsuleNotFoundError,
+    ConflictError,
+    EvaluationNotFoundError,
+    NotInspectedError,
+)
 from domain.ledger import Caller
 from domain.persona.capsules import Capsule, may_read
 from domain.persona.evaluation.report import SCHEMA, Compared, paired, read_report
