@@ -34,6 +34,7 @@ from domain.errors import (
     CapsuleNotFoundError,
     ConflictError,
     EvaluationNotFoundError,
+    EvaluationSuiteNotFoundError,
     NotInspectedError,
 )
 from domain.ledger import Caller
@@ -98,6 +99,8 @@ async def list_suites() -> Response:
 @router.get("/evaluations/suites/{suite}", responses=answers(SUITE), openapi_extra=PUBLIC)
 async def get_suite(suite: SuiteName) -> Response:
     """Show a published suite: seeds, cases, thresholds, and its address."""
+    if suite not in SUITES:
+        raise EvaluationSuiteNotFoundError(name=suite, known=sorted(SUITES))
     return json_response(_suite(suite))
 
 
