@@ -291,6 +291,8 @@ class Ledger:
         self.next_id = next_id
         self._resident_max = resident_max
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        # Residents that are hardly ever read again, the oldest first.
+        self._passing: dict[str, None] = {}
         self._watched: dict[str, _Watch] = {}
         self._inflight: dict[bytes, asyncio.Future[None]] = {}
         self._remembered: OrderedDict[bytes, Remembered] = OrderedDict()
@@ -455,14 +457,24 @@ class Ledger:
         for stream, resident in case._touched.items():
             resident.commit = commit
             residents[stream] = resident
-            residents.move_to_end(stream, last=resident.aggregate is None or resident.aggregate.LASTING)
+            residents.move_to_end(stream)
+            self._passing.pop(stream, None)
+            if resident.aggregate is not None and not resident.aggregate.LASTING:
+                self._passing[stream] = None
             self._note_change(stream)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Let go of what is hardly ever read again, then of what was longest not written; never of what is pending."""
+        residents = self._residents
         while len(residents) > self._resident_max:
-            stream, oldest = next(iter(residents.items()))
-            if oldest.commit is not None and not oldest.commit.done:
-                residents.move_to_end(stream)
-                break
-            del residents[stream]
+            stream = next(iter(self._passing), None) or next(iter(residents))
+            if (oldest := residents.get(stream)) is not None:
+                if oldest.commit is not None and not oldest.commit.done:
+                    residents.move_to_end(stream)
+                    return
+                del residents[stream]
+            self._passing.pop(stream, None)
 
     async def _load_all(self, streams: Sequence[str], looked: dict[str, int]) -> None:
         """Look streams up in the log: many in one read, those with a past of their own here one by one."""

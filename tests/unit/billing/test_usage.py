@@ -131,6 +131,16 @@ class TestTaking:
 
         asyncio.run(story())
 
+    def test_what_is_held_in_memory_is_bounded_however_many_readings_come(self):
+        async def story() -> None:
+            till = Till(resident_max=50)
+            for n in range(20):
+                await till.meter(*[a_reading(f"e{n}-{m}") for m in range(40)])
+                assert len(till.ledger._residents) <= 90
+                assert len(till.ledger._passing) <= 90
+
+        asyncio.run(story())
+
 
 class TestRejecting:
     @pytest.mark.parametrize(
