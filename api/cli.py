@@ -81,6 +81,7 @@ REMEDIES = {
     "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
     "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",
     "log_identity_mismatch": "Use the key and SOMA_LOG_ORIGIN this database was made with, or another database.",
+    "manifest_invalid": "Mend each place; docs/howto/write-a-manifest.md says how a manifest is written.",
     "persona_not_found": "Check the id; if you see it on the market it is somebody else's, and yours needs another.",
     "signer_policy_missing": "An operator adopts the first one with `soma trust adopt`.",
     "statement_unexpected": "Sign nothing; ask whoever sent the request what it is about.",
@@ -108,12 +109,28 @@ def complain(error: LedgerError) -> None:
     """Print a refusal: its code, what happened, and what to do."""
     print(f"{error.code}: {error.message}", file=sys.stderr)
     for name, value in error.facts.items():
+        if isinstance(value, list | tuple) and any(isinstance(one, dict) for one in value):
+            print(f"  {name}:", file=sys.stderr)
+            for one in value:
+                print(f"    {_told(one)}", file=sys.stderr)
+            continue
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
         print(f"  {name}: {shown}", file=sys.stderr)
     if error.internal:
         for line in error.internal.strip().splitlines()[-CAUSE_LINES_MAX:]:
             print(f"  | {line.strip()}", file=sys.stderr)
     print(f"  -> {REMEDIES.get(error.code, RETRIES[error.retry])}", file=sys.stderr)
+
+
+def _told(one: Any) -> str:
+    """Say one of several things in a line; a fault of a document begins with its place."""
+    if not isinstance(one, dict):
+        return str(one)
+    if not {"path", "why"} <= one.keys():
+        return ", ".join(f"{name} {value}" for name, value in one.items() if value is not None)
+    line = f" (line {one['line']})" if one.get("line") else ""
+    got = f"; there stands {one['got']!r}" if one.get("got") is not None else ""
+    return f"{one['path'] or '/'}{line}: {one['why']}{got}"
 
 
 def load_settings(**given: Any) -> Settings:

@@ -36,6 +36,7 @@ persona_app = typer.Typer(
 )
 
 WAITING = 3
+WAITS = {"requested": "the service checks and seals", "submitted": "the service scans and evaluates"}
 ADDRESS = re.compile(r"(?:sha3-512:)?[0-9a-f]{128}", re.ASCII)
 
 Folder = Annotated[Path, typer.Argument(help="A folder with a manifest and the files it names.")]
@@ -88,18 +89,18 @@ def evaluate(
 
 def _constitution(file: Path | None, url: str, token: str | None) -> Constitution:
     """Take a constitution from a file, or the one in force from the service."""
-    import msgspec
-
+    from api.cli_trust import read_terms
+    from domain.errors import InvalidError
     from domain.persona.evaluation.harness import Constitution
-    from domain.trust.constitutions import ConstitutionTerms
 
-    if file is not None:
-        document = ConstitutionTerms.model_validate(read_document(file)).document()
-    else:
+    if file is None:
         with Remote(url, token) as remote:
             version = remote.get("/v1/constitution")["versions"][-1]
         return Constitution(version["address"], version["document"]["utility"])
-    return Constitution(document.sealed()[1], msgspec.to_builtins(document.utility))
+    purpose, terms, address = read_terms(file)
+    if purpose != "constitution":
+        raise InvalidError(f"{file} is a signer policy, and no constitution")
+    return Constitution(address, terms["utility"])
 
 
 def _show_evaluation(manifest: PersonaManifest, compared: Compared, named: str, faults: list[str]) -> None:
@@ -155,9 +156,12 @@ def _address(remote: Remote, what: str, fence: int | None, wait: float, progress
     """Give the address of a capsule, which a folder is sealed into first."""
     from api.persona_files import open_folder
     from api.persona_remote import sealed
+    from domain.errors import InvalidError
 
     if ADDRESS.fullmatch(what):
         return "sha3-512:" + what.removeprefix("sha3-512:")
+    if not Path(what).is_dir():
+        raise InvalidError(f"{what} is neither a folder nor the address of a capsule")
     in_force = remote.get("/v1/constitution")["versions"][-1]["address"]
     return sealed(remote, open_folder(Path(what), in_force), fence, wait, progress)
 
@@ -196,7 +200,7 @@ def publish(
     with Remote(url, token) as remote, _bar(as_json) as progress:
         address = _address(remote, what, fence, wait, progress)
         capsule, missing = _inspected(remote, address, wait, progress)
-        if capsule["status"] not in ("inspected", "published") or not missing:
+        if capsule["status"] != "published" and not (capsule["status"] == "inspected" and missing):
             # A capsule that was taken off the market is refused here, in the service's own words.
             capsule = remote.post(f"/v1/capsules/{address}/publish")
     _tell_publication(address, capsule, missing, as_json)
@@ -250,7 +254,9 @@ def _tell_publication(address: str, capsule: Any, missing: list[Any], as_json: b
     print(capsule["status"], file=sys.stderr)
     if capsule["status"] == "published":
         return
-    for one in missing:
+    # The policy repeats what the gates say; it is told where it says something of its own.
+    told = [one for one in missing if one["code"] != "policy_denied"] or missing
+    for one in told:
         print(f"  missing: {one['detail']} ({one['code']})", file=sys.stderr)
         for line in _details(one["facts"]):
             print(f"    {line}", file=sys.stderr)
@@ -411,16 +417,23 @@ def _bar(quiet: bool) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[size]}"),
+    )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:
+            size = f"{decimal(done)} of {decimal(total)}" if total else ""
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
+                tasks[what] = bars.add_task(WAITS.get(what, what), total=total or None, size=size)
+            bars.update(tasks[what], completed=done, total=total or None, size=size)
 
         yield tell

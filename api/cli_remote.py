@@ -104,7 +104,10 @@ def read_document(path: Path) -> Any:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise InvalidError(f"{path} cannot be read: {error.strerror}") from error
-    return read_json(data)
+    try:
+        return read_json(data)
+    except InvalidError as error:
+        raise InvalidError(f"{path} {error.message.removeprefix('the body ')}") from error
 
 
 def print_json(value: Any) -> None:

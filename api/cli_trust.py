@@ -154,7 +154,7 @@ def _plain(envelope: Envelope) -> Any:
 @trust_app.command("address")
 def address(document: Document) -> None:
     """Print the address of a signer policy or a constitution; it is what gets signed."""
-    print(_read(document)[2])
+    print(read_terms(document)[2])
 
 
 @trust_app.command("vouch")
@@ -175,7 +175,7 @@ def vouch(
     from domain.trust.verification import DocumentStatement, sign_statement
     from domain.values import moment_text
 
-    purpose, terms, named = _read(document)
+    purpose, terms, named = read_terms(document)
     signers = _signers(key, passphrase)
     if policy is None:
         name = terms["name"] if purpose == "policy" else PUBLICATION
@@ -197,7 +197,7 @@ def adopt(
     token: Token = None,
 ) -> None:
     """Bring a signer policy or a constitution into force."""
-    purpose, terms, named = _read(document)
+    purpose, terms, named = read_terms(document)
     envelopes = [read_document(path) for path in envelope or []]
     path = "/v1/signer-policies" if purpose == "policy" else "/v1/constitution"
     with Remote(url, token) as remote:
@@ -213,7 +213,7 @@ def recover(
     token: Token = None,
 ) -> None:
     """Replace a policy that can vouch for nothing any more: one operator proposes, another confirms a day later."""
-    _, terms, named = _read(document)
+    _, terms, named = read_terms(document)
     with Remote(url, token) as remote:
         path = f"/v1/signer-policies/{terms.get('name', 'publication')}/recovery"
         policy = remote.post(path, {"document": terms, "reason": reason})
@@ -254,7 +254,7 @@ def show_constitution(url: Url = URL, token: Token = None) -> None:
         print_json(remote.get("/v1/constitution"))
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any], str]:
+def read_terms(path: Path) -> tuple[str, dict[str, Any], str]:
     """Read a document: what it is for, its members in the form that is hashed, and its address.
 
     Errors: invalid_request.
@@ -301,13 +301,15 @@ def list_reviews(
     if as_json:
         print_json(found)
         return
-    _table(
-        ["capsule", "tenant", "submitted by", "status", "approvals", "due"],
-        [
-            [one["capsule"], one["tenant"], one["submitted_by"], one["status"], _votes(one), one["due_at"]]
-            for one in found
-        ],
-    )
+    for one in found:
+        # An address is as wide as a terminal; it gets a line of its own, to be copied.
+        print(one["capsule"])
+        print(
+            f"  {one['status']}, {_votes(one)} approvals, due {one['due_at'][:16].replace('T', ' ')} UTC,",
+            end=" ",
+        )
+        print(f"submitted by {one['submitted_by']} of {one['tenant']}")
+    print(f"{len(found)} reviews", file=sys.stderr)
 
 
 @trust_app.command("decide")

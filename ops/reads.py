@@ -120,7 +120,8 @@ class LogReader:
 
     async def load(self, streams: Sequence[str]) -> dict[str, Loaded]:
         """Read the aggregates that exist among these streams."""
-        pairs = [stream.partition("/")[::2] for stream in streams]
+        # No text of Postgres holds NUL, so nothing is kept under such a name; asking for it would be an error there.
+        pairs = [stream.partition("/")[::2] for stream in streams if "\0" not in stream]
         rows = await self._all(
             "SELECT r.kind, r.id, r.state::text, r.address FROM records r"
             " JOIN unnest(%s::text[], %s::text[]) AS u(kind, id) USING (kind, id)",

@@ -19,6 +19,8 @@ from domain.trust.moderation.secrets import is_placeholder
 # and look at the passwords in URLs and at names beside values.
 _LEFT_OUT = frozenset({"IPPublicDetector", "BasicAuthDetector", "KeywordDetector", "PrivateKeyDetector"})
 
+_VALUE_CHARS_MIN = 8
+
 
 class SecretScanner:
     """Finds secrets of known formats in a text; callable, as a scan wants it."""
@@ -45,8 +47,14 @@ class SecretScanner:
                 for found in pattern.finditer(text):
                     # Some detectors check further what their patterns match.
                     values = [value for value in detector.analyze_string(found[0]) if value]
-                    if values and not is_placeholder(max(values, key=len)):
+                    if values and not is_placeholder(_value(values, found[0])):
                         yield SecretMatch(rule, found.start(), found.end())
+
+
+def _value(values: list[str], whole: str) -> str:
+    """Choose what to look at: some patterns group only a prefix such as `ghp`, which is no value."""
+    longest = max(values, key=len)
+    return longest if len(longest) >= _VALUE_CHARS_MIN else whole
 
 
 def _rule(name: str) -> str:

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha3_512
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 import obstore
@@ -59,9 +59,9 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     schema: Literal["soma/vault-envelope/1"]
-    body: str
-    size_bytes: int
-    frame_bytes: int
+    body: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    frame_bytes: Annotated[int, msgspec.Meta(ge=1)]
     cipher: Literal["aes-256-gcm", "none"]
     key: int | None = None
     wrapped: str | None = None
@@ -150,17 +150,18 @@ class Vault:
     def read(self, address: str, start: int = 0) -> Iterator[bytes]:
         """Read an object from a byte on, in portions of a frame; it is looked up at once, not at the first portion.
 
-        Read from its beginning it is held against its address, and its last portion is given once that is done; read
-        from further on, each frame is authentic where the vault encrypts.
+        It is held against its address, and its last portion is given once that is done. Read from further on, the
+        frames of an encrypted object are authentic one by one; a plain one is read from its beginning all the same,
+        for whoever writes to the store could put a plain object in the place of an encrypted one.
 
         Errors: encryption_key_missing, invalid_address, log_damaged, object_not_found.
         """
         name = _name(address)
         envelope = self._envelope(name)
-        frames = self._frames(name, envelope, start // envelope.frame_bytes)
-        if start:
+        if start and envelope.cipher != "none":
+            frames = self._frames(name, envelope, start // envelope.frame_bytes)
             return _from(frames, start % envelope.frame_bytes)
-        return _checked(frames, address)
+        return _from(_checked(self._frames(name, envelope, 0), address), start)
 
     # ------------------------------------------------------------------ uploads
 
@@ -276,6 +277,16 @@ class Vault:
         except msgspec.MsgspecError as error:
             raise LogDamagedError("an envelope of the vault cannot be read", name=name) from error
 
+    def _is_whole(self, name: str) -> bool:
+        """Say whether an envelope can be read and its body has the size it says; the bytes are not looked at."""
+        try:
+            envelope = self._envelope(name)
+            with _answering():
+                found = obstore.head(self._store, _body(envelope))["size"]
+        except (LogDamagedError, ObjectNotFoundError, FileNotFoundError):
+            return False
+        return found == _stored_bytes(envelope)
+
     def _put_envelope(self, name: str, envelope: Envelope, mode: Literal["create", "overwrite"]) -> None:
         with _answering():
             obstore.put(self._store, name, msgspec.json.encode(envelope), mode=mode)
@@ -317,7 +328,7 @@ class Vault:
     def _read_frames(self, envelope: Envelope, data_key: ObjectKey | None, first: int) -> Iterator[bytes]:
         frame_bytes = envelope.frame_bytes + (TAG_BYTES if data_key else 0)
         count = max(1, -(-envelope.size_bytes // envelope.frame_bytes))
-        whole = envelope.size_bytes + (TAG_BYTES * count if data_key else 0)
+        whole = _stored_bytes(envelope)
         for number in range(first, count, READ_FRAMES):
             start, end = number * frame_bytes, min(whole, (number + READ_FRAMES) * frame_bytes)
             block = memoryview(self._range(_body(envelope), start, end))
@@ -408,8 +419,11 @@ class Writing:
         try:
             self._vault._put_envelope(name, envelope, "create")
         except FileExistsError:
-            self._vault._delete(self._path)
-            return False
+            if self._vault._is_whole(name):
+                self._vault._delete(self._path)
+                return False
+            # What is there cannot be read; these are its bytes, so they mend it.
+            self._vault._put_envelope(name, envelope, "overwrite")
         # State 2: the object is there.
         return True
 
@@ -448,8 +462,9 @@ def _answering() -> Iterator[None]:
 
 def _from(frames: Iterator[bytes], skipped: int) -> Iterator[bytes]:
     for frame in frames:
-        yield frame[skipped:]
-        skipped = 0
+        if skipped < len(frame) or not frame:
+            yield frame[skipped:]
+        skipped = max(0, skipped - len(frame))
 
 
 def _checked(frames: Iterator[bytes], address: str) -> Iterator[bytes]:
@@ -478,6 +493,11 @@ def _upload(tenant: str, address: str) -> str:
 
 def _piece(tenant: str, address: str, offset: int, size_bytes: int) -> str:
     return f"{_upload(tenant, address)}/{offset:016d}-{size_bytes}"
+
+
+def _stored_bytes(envelope: Envelope) -> int:
+    count = max(1, -(-envelope.size_bytes // envelope.frame_bytes))
+    return envelope.size_bytes + (0 if envelope.cipher == "none" else TAG_BYTES * count)
 
 
 def _body(envelope: Envelope) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import projections.kinds  # noqa: F401 - the groups choose among all events there are
 from domain.billing.usage import Usage
 from domain.errors import FollowerUnknownError
 from domain.log.records import EVENTS, Event, MoneyEvent

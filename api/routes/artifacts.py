@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -40,6 +41,8 @@ from domain.errors import (
     ArtifactOffsetError,
     BodyTooLargeError,
     InvalidError,
+    LogDamagedError,
+    ObjectNotFoundError,
 )
 from domain.ledger import Caller
 from domain.log.records import ADDRESS_PREFIX, parse_address
@@ -117,7 +120,7 @@ async def upload_artifact(
         if end < size:
             return json_response({"address": address, "upload_offset": end}, 202, _upload(end, done=False))
         # State 3: whoever sends an empty piece at the end has the rest done, after a crash too.
-        kept = await asyncio.to_thread(_assembled, opened.vault, who.tenant, address)
+        kept = await asyncio.to_thread(_assembled, opened.vault, who.tenant, address, size)
     # State 4: the object is there; without its event nobody holds it.
     command = RegisterArtifact(address=kept.address, size_bytes=kept.size_bytes)
     answer = await act(opened, register_artifact, command, who, sent, status=201)
@@ -159,11 +162,13 @@ async def download_artifact(address: Address, request: Request, opened: Open, wh
 async def stream_of(vault: Vault, address: str, size_bytes: int, request: Request) -> Response:
     """Stream an object out of the vault, from the byte a range asks for.
 
-    Errors: encryption_key_missing, object_not_found.
+    What is damaged at its beginning, and any small object that is, ends as a refusal and not as a broken answer.
+    Errors: encryption_key_missing, log_damaged, object_not_found.
     """
     wish = _RANGE.fullmatch(request.headers.get("range", ""))
     start = int(wish[1]) if wish and int(wish[1]) < size_bytes else 0
     frames = await asyncio.to_thread(vault.read, address, start)
+    first = await asyncio.to_thread(next, frames, b"")
     headers = {
         "Content-Length": str(size_bytes - start),
         "Content-Disposition": "attachment",
@@ -173,7 +178,9 @@ async def stream_of(vault: Vault, address: str, size_bytes: int, request: Reques
     }
     if start:
         headers["Content-Range"] = f"bytes {start}-{size_bytes - 1}/{size_bytes}"
-    return StreamingResponse(frames, 206 if start else 200, headers, media_type="application/octet-stream")
+    return StreamingResponse(
+        chain([first], frames), 206 if start else 200, headers, media_type="application/octet-stream"
+    )
 
 
 async def _whole(vault: Vault, request: Request, address: str) -> Kept:
@@ -217,16 +224,28 @@ async def _limited(request: Request, bytes_max: int) -> bytes:
     return bytes(data)
 
 
-def _assembled(vault: Vault, tenant: str, address: str) -> Kept:
+def _assembled(vault: Vault, tenant: str, address: str, size: int) -> Kept:
     """Make one object of the pieces; those of other bytes than promised are forgotten.
 
-    Errors: artifact_mismatch.
+    Errors: artifact_mismatch, artifact_offset.
     """
+    pieces = _all_of(vault, tenant, address, size)
     try:
         return vault.put(vault.read_pieces(tenant, address), address)
-    except ArtifactMismatchError:
-        vault.drop_pieces(tenant, address)
+    except (ArtifactMismatchError, LogDamagedError, ObjectNotFoundError):
+        # Had somebody finished the same upload and tidied its pieces away, these bytes were not wrong.
+        if _all_of(vault, tenant, address, size) == pieces:
+            vault.drop_pieces(tenant, address)
         raise
+
+
+def _all_of(vault: Vault, tenant: str, address: str, size: int) -> list[tuple[int, int]]:
+    pieces = vault.pieces(tenant, address)
+    if (end := sum(count for _, count in pieces)) != size:
+        raise ArtifactOffsetError(
+            "the pieces are not, or no longer, all there", offset=size, upload_offset=end
+        )
+    return pieces
 
 
 async def _own(opened: Runtime, who: Caller, address: str) -> Artifact:

@@ -30,7 +30,13 @@ from api.http import (
 )
 from api.routes.capsules import CapsuleId
 from api.routes.market import listed, seen
-from domain.errors import CapsuleNotFoundError, ConflictError, EvaluationNotFoundError, NotInspectedError
+from domain.errors import (
+    CapsuleNotFoundError,
+    ConflictError,
+    EvaluationNotFoundError,
+    EvaluationSuiteNotFoundError,
+    NotInspectedError,
+)
 from domain.ledger import Caller
 from domain.persona.capsules import Capsule, may_read
 from domain.persona.evaluation.report import SCHEMA, Compared, paired, read_report
@@ -93,6 +99,8 @@ async def list_suites() -> Response:
 @router.get("/evaluations/suites/{suite}", responses=answers(SUITE), openapi_extra=PUBLIC)
 async def get_suite(suite: SuiteName) -> Response:
     """Show a published suite: seeds, cases, thresholds, and its address."""
+    if suite not in SUITES:
+        raise EvaluationSuiteNotFoundError(name=suite, known=sorted(SUITES))
     return json_response(_suite(suite))
 
 

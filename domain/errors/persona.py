@@ -81,6 +81,10 @@ class EvaluationNotFoundError(NotFoundError, code="evaluation_not_found"):
     """There is no such evaluation."""
 
 
+class EvaluationSuiteNotFoundError(NotFoundError, code="evaluation_suite_not_found"):
+    """There is no published suite of this name."""
+
+
 class EvaluationSuiteError(UnprocessableError, code="evaluation_suite_invalid"):
     """The evaluation suite cannot be run on this persona."""
 

@@ -64,7 +64,8 @@ def need(case: Case, *roles: str) -> None:
 
 
 def _text(text: str) -> str:
-    clean = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    # A record holds no NUL, nor what would read as one once it is written.
+    clean = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd").replace("\\u0000", "\ufffd")
     return clean if len(clean) <= TEXT_MAX else clean[: TEXT_MAX - 1] + "…"
 
 

@@ -75,6 +75,7 @@ class Capsule(Aggregate):
     persona_version: str = ""
     manifest: dict[str, Any] = msgspec.field(default_factory=dict)
     origin: str = "export"
+    made_by: str = ""
     archive: str = ""
     archive_bytes: int = 0
     token_estimate: TokenEstimate | None = None
@@ -112,6 +113,7 @@ class Capsule(Aggregate):
 
         def apply(self, capsule: Capsule, record: Record) -> None:
             _begin(capsule, self)
+            capsule.made_by = self.export_id
 
     class Imported(Event, frozen=True):
         """A capsule that was sealed elsewhere came into this log."""
@@ -129,7 +131,7 @@ class Capsule(Aggregate):
 
         def apply(self, capsule: Capsule, record: Record) -> None:
             _begin(capsule, self)
-            capsule.origin, capsule.status = "import", "imported"
+            capsule.origin, capsule.status, capsule.made_by = "import", "imported", self.import_id
 
     class Submitted(Event, frozen=True):
         """An author asked for inspection, review and signatures; signers sign under this policy and constitution."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from domain.ledger import Case
+from domain.persona.manifest import PersonaManifest
+from domain.persona.manifest_faults import invalid
 from domain.trust.constitutions import Constitution
 from domain.trust.questions import (
     Asker,
@@ -28,6 +30,15 @@ def asker(case: Case) -> Asker:
 def owners_of(manifest: dict[str, Any]) -> list[str]:
     """List the subjects a persona belongs to; none of them approves or signs it."""
     return [owner["subject"] for owner in manifest["metadata"]["owners"]]
+
+
+def check_recordable(manifest: PersonaManifest) -> None:
+    """Refuse a manifest that spells the character NUL, for no record may hold that.
+
+    Errors: manifest_invalid.
+    """
+    if b"\\u0000" in manifest.sealed()[0]:
+        raise invalid([{"path": "", "why": "a text in it spells the character NUL as \\u0000", "got": None}])
 
 
 def capsule_facts(manifest: dict[str, Any], address: str, tenant: str, status: str) -> CapsuleFacts:

@@ -33,7 +33,13 @@ from domain.log.records import Aggregate, Event, Record, encode_state
 from domain.persona.artifacts import get_artifact, own_artifact
 from domain.persona.attempts import KeptRefusal, need, problem_of, told
 from domain.persona.capsules import Capsule, check_usable
-from domain.persona.facts import capsule_facts, constitution_in_force, owners_of, signature_facts
+from domain.persona.facts import (
+    capsule_facts,
+    check_recordable,
+    constitution_in_force,
+    owners_of,
+    signature_facts,
+)
 from domain.persona.manifest import PersonaManifest, capsule_id, parse_manifest
 from domain.persona.manifest_fields import version_key
 from domain.persona.personas import AUTHORS
@@ -344,6 +350,7 @@ def _passed(
     try:
         manifest = parse_manifest(command.manifest)
         capsule = manifest.address
+        check_recordable(manifest)
         attestations = taken.attestations
         assert attestations is not None, "an import that was requested has attestations"
         _check_here(case, manifest, attestations)

@@ -44,6 +44,8 @@ def faults_of(error: ValidationError, model: type[BaseModel], lines: Mapping[str
     """List what pydantic found, in the words of the manifest."""
     told: list[tuple[str, str, Any]] = []
     for found in error.errors(include_url=False):
+        if len(told) >= FAULTS_MAX:
+            break  # putting a fault into words costs more than finding it, and no more are told
         if found["type"] == "contradiction":
             told += found["ctx"]["faults"]
         else:

@@ -47,7 +47,7 @@ from domain.trust.questions import (
     publish_question,
     tools_named,
 )
-from domain.trust.reviews import Review, approved
+from domain.trust.reviews import Review, approvals_needed, approved
 from domain.trust.signatures import Signing, Verification, check_verified, complete_signing, verification
 from domain.trust.signers import policy_in_force
 
@@ -122,6 +122,10 @@ def reinstate_capsule(case: Case, command: ReinstateCapsule, *, judgements: Judg
     if capsule.suspended_by == case.caller.subject:
         raise ForbiddenError(
             "who suspended a capsule does not reinstate it", suspended_by=capsule.suspended_by
+        )
+    if capsule.claims and case.caller.tenant == capsule.tenant:
+        raise ForbiddenError(
+            "a party of an open claim does not reinstate the capsule", claims=capsule.claims[:20]
         )
     gates, judgement = _pass(case, capsule, "suspended", judgements)
     complete_signing(case, capsule.address)
@@ -276,7 +280,7 @@ def _approvals(case: Case, review: Review | None, tools: list[str]) -> ApprovalF
         )
     given = [one for one in review.decisions if one.decision == "approve"]
     return ApprovalFacts(
-        required=review.required,
+        required=approvals_needed(case, review),
         given=len(given),
         override=review.override,
         tools_named=tools_named([one.notes for one in given], tools),

@@ -6,17 +6,22 @@ published capsule loses its trust when a key is revoked and too few signatures a
 
 from __future__ import annotations
 
-from domain.errors import SelfReviewError
+from collections.abc import Sequence
+
+from domain.errors import SelfReviewError, SignatureRefusedError
 from domain.fields import Command
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.persona.capsules import Capsule, CapsuleStep, get_capsule, persona_of
+from domain.persona.imports import CapsuleImport
 from domain.persona.listings import relist
 from domain.persona.manifest import capsule_id
 from domain.persona.personas import Persona, note_review
+from domain.persona.transfers import CapsuleExport
 from domain.trust.pinned import PUBLICATION
 from domain.trust.reviews import DecideReview, Review, ReviewStep, decide_review, expire_review
 from domain.trust.signatures import Signing, SubmitSignature, complete_signing, submit_signature, verification
+from domain.trust.verification import SignedBy
 
 
 @allow("reviewer", "operator")
@@ -27,7 +32,7 @@ def decide(case: Case, command: DecideReview) -> Review:
             version_mismatch.
     """
     capsule = case.find(Capsule, capsule_id(command.capsule))
-    if capsule is not None and case.caller.subject in capsule.submitters:
+    if capsule is not None and case.caller.subject in _makers(case, capsule):
         raise SelfReviewError(subject=case.caller.subject)
     return _followed(case, decide_review(case, command))
 
@@ -51,8 +56,35 @@ def sign(case: Case, command: SubmitSignature) -> Signing:
     signing: Signing = submit_signature(case, command)
     capsule = case.find(Capsule, signing.id)
     if capsule is not None:
+        _check_strangers(signing.kept[-1].signed, _makers(case, capsule))
         settle_trust(case, capsule)
     return signing
+
+
+def _makers(case: Case, capsule: Capsule) -> set[str]:
+    """Name those who made a capsule or submitted it, whomever its manifest names as owners."""
+    made: CapsuleExport | CapsuleImport | None = None
+    if capsule.made_by:
+        kind: type[CapsuleExport | CapsuleImport] = (
+            CapsuleExport if capsule.origin == "export" else CapsuleImport
+        )
+        made = case.find(kind, capsule.made_by)
+    return {*capsule.submitters, *([made.requested_by] if made is not None else [])}
+
+
+def _check_strangers(signed: Sequence[SignedBy], makers: set[str]) -> None:
+    """Refuse signatures of those who gain by them.
+
+    Errors: signature_refused.
+    """
+    for one in signed:
+        if one.subject in makers:
+            raise SignatureRefusedError(
+                "the signature does not count: self_signed",
+                public_key=one.public_key,
+                name=one.name,
+                reason="self_signed",
+            )
 
 
 @allow("service")

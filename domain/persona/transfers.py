@@ -34,7 +34,7 @@ from domain.log.records import Aggregate, Event, Record
 from domain.persona.artifacts import Artifact, artifact_id, get_artifact
 from domain.persona.attempts import KeptRefusal, need, problem_of, told
 from domain.persona.capsules import Capsule, check_not_ended, may_read
-from domain.persona.facts import asker, capsule_facts, constitution_in_force, training_facts
+from domain.persona.facts import asker, capsule_facts, check_recordable, constitution_in_force, training_facts
 from domain.persona.manifest import PersonaManifest, capsule_id, read_manifest
 from domain.persona.manifest_faults import invalid
 from domain.persona.personas import AUTHORS, Persona, check_version_free, note_version, own_persona
@@ -375,6 +375,7 @@ def _sealable(
     named = manifest.metadata.persona_id
     if named != persona.id:
         raise invalid([{"path": "/metadata/persona_id", "why": f"this is not {persona.id}", "got": named}])
+    check_recordable(manifest)
     return persona, manifest
 
 

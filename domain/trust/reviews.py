@@ -28,6 +28,7 @@ from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
 from domain.trust.pinned import PolicyVersion
 from domain.trust.signatures import capsule_address, capsule_key
+from domain.trust.signers import policy_in_force
 from domain.values import moment_of, moment_text
 
 
@@ -175,7 +176,7 @@ def decide_review(case: Case, command: DecideReview) -> Review:
         decision=command.decision,
         notes=command.notes,
         is_override=command.is_override,
-        status=_status(review, command),
+        status=_status(review, command, approvals_needed(case, review)),
     )
     return case.emit(review, decided)
 
@@ -205,22 +206,30 @@ def _check_open(case: Case, review: Review, command: DecideReview) -> None:
             raise ReviewClosedError(status=review.status)
         if not command.notes.strip():
             raise ReviewNotesError
-        if review.override and review.status == _status(review, command):
+        if review.override and review.status == _status(review, command, review.required):
             raise AlreadyReviewedError(reviewer=review.decisions[-1].reviewer)
         return
     if any(one.reviewer == case.caller.subject for one in review.decisions):
         raise AlreadyReviewedError(reviewer=case.caller.subject)
-    if review.is_overdue(case.now) or review.status != "pending":
+    if review.is_overdue(case.now) or not (review.status == "pending" or _is_short(case, review)):
         raise ReviewClosedError(
             due_at=review.due_at, status="expired" if review.is_overdue(case.now) else review.status
         )
 
 
-def _status(review: Review, command: DecideReview) -> str:
+def _status(review: Review, command: DecideReview, needed: int) -> str:
     if command.decision == "reject":
         return "rejected"
-    enough = command.is_override or len(review.approvals) + 1 >= review.required
-    return "approved" if enough else "pending"
+    enough = command.is_override or len(review.approvals) + 1 >= needed
+    # One that was approved does not wait again, for its time may be over; whether it suffices, `approved` says.
+    return "approved" if enough or review.status == "approved" else "pending"
+
+
+def _is_short(case: Case, review: Review) -> bool:
+    """Say whether a review that was approved has fewer approvals than the policy asks for by now."""
+    if review.status != "approved" or review.override:
+        return False
+    return len(review.approvals) < approvals_needed(case, review)
 
 
 # --------------------------------------------------------------------------- what others ask
@@ -254,8 +263,16 @@ def open_review(
     return review
 
 
+def approvals_needed(case: Case, review: Review) -> int:
+    """Say how many approvals a capsule needs now: those asked for when it was submitted, or more by a later policy.
+
+    Errors: signer_policy_missing.
+    """
+    return max(review.required, policy_in_force(case).document.approvals_required)
+
+
 def approved(case: Case, capsule: str) -> Review:
-    """Give the review of a capsule that was approved.
+    """Give the review of a capsule that was approved, by as many as the policy in force asks for.
 
     Errors: not_approved.
     """
@@ -268,6 +285,13 @@ def approved(case: Case, capsule: str) -> Review:
             status=review.status,
             approvals=len(review.approvals),
             required=review.required,
+        )
+    if _is_short(case, review):
+        raise NotApprovedError(
+            "the policy asks for more approvals by now",
+            status=review.status,
+            approvals=len(review.approvals),
+            required=approvals_needed(case, review),
         )
     return review
 

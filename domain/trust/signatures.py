@@ -188,6 +188,14 @@ def submit_signature(case: Case, command: SubmitSignature) -> Signing:
     for one in found.signed:
         if one.public_key in before:
             raise SignatureRepeatedError(name=one.name, public_key=one.public_key)
+    if signing.policy != in_force.address:
+        # What is completed stands under the policy its signing names, so envelopes of another one never share it.
+        raise StatusTransitionError(
+            "the policy was changed since signatures were asked for; have the signing opened again",
+            status=signing.status,
+            policy=signing.policy,
+            in_force=in_force.address,
+        )
     return case.emit(signing, Signing.Signed(envelope=envelope, signed=found.signed))
 
 

@@ -19,9 +19,10 @@ from projections.cloud_events import BILLING, CHECKPOINT_TYPE, TOPICS
 from tests.kafka.broker import Broker
 from tests.kafka.world import kafka_settings, new_origin, read_topic, relay_all, write_some
 from tests.real.log.world import member
+from tests.tools import CACHE, building
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / "var" / "cache" / "asyncapi-specs-6.11.1"
+SPECS = CACHE / "asyncapi-specs-6.11.1"
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,17 @@ def document() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def standard() -> dict[str, Any]:
     """Read the schema of AsyncAPI 3.0 as its authors publish it; npm fetches it once."""
-    schema = CACHE / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
-    if not schema.exists():
-        if shutil.which("npm") is None:
-            pytest.skip("the official schema comes by npm, which is not here")
-        words = ["npm", "install", "--prefix", str(CACHE), "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run([*words, "@asyncapi/specs@6.11.1"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"npm could not fetch the official schema: {done.stderr[-500:]}")
+    schema = SPECS / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
+    with building("asyncapi-specs"):
+        if not schema.exists():
+            if shutil.which("npm") is None:
+                pytest.skip("the official schema comes by npm, which is not here")
+            words = ["npm", "install", "--prefix", str(SPECS), "--no-audit", "--no-fund", "--ignore-scripts"]
+            done = subprocess.run(
+                [*words, "@asyncapi/specs@6.11.1"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                pytest.skip(f"npm could not fetch the official schema: {done.stderr[-500:]}")
     return json.loads(schema.read_text(encoding="utf-8"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.real.test_first_ten_minutes import a_free_port, a_path, blocks
+from tests.real.test_first_ten_minutes import a_free_port, a_path
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S_MAX = 60
 END_S_MAX = 60
+STORY_S_MAX = 300
 FIRST = (
     "curl --retry 60 --retry-delay 1 --retry-all-errors http://127.0.0.1:8080/clickhouse"
     " -d 'SELECT count() FROM bi.records'"
@@ -25,7 +27,10 @@ FIRST = (
 
 def curls(page: Path) -> str:
     """Join the shell blocks of a page that need nothing from elsewhere."""
-    return "\n".join(blocks(page.read_text(encoding="utf-8")))
+    found = re.findall(
+        r"^( *)```sh\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return "\n".join(textwrap.dedent(block) for _, block in found)
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +71,17 @@ def await_ready(url: str) -> None:
     pytest.fail("the service did not start")
 
 
-def follow(script: str, port: str, environment: dict[str, str]) -> str:
+def follow(script: str, port: str, environment: dict[str, str], seconds_max: float = END_S_MAX) -> str:
     """Run a script with the port of this service; curl fails where the service refuses, and never waits for ever."""
     fails = 'curl() { command curl --silent --show-error --fail-with-body --max-time 20 "$@"; }\n'
     done = subprocess.run(
         ["bash", "-c", "set -euo pipefail\n" + fails + script.replace(":8080", f":{port}")],
         env=environment,
+        # Pages begin in a checkout, and write elsewhere.
+        cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=END_S_MAX,
+        timeout=seconds_max,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
@@ -100,3 +107,24 @@ def test_the_page_about_http_is_followed(place: tuple[str, dict[str, str]]) -> N
     said = follow(script, *place)
     assert "event: end_of_log" in said
     assert '"secret":"whsec_' in said
+
+
+def test_the_pages_about_personas_are_followed_one_after_the_other(place: tuple[str, dict[str, str]]) -> None:
+    pages = ("docs/howto/publish-a-persona.md", "docs/runbooks/marketplace_operations.md")
+    said = follow("\n".join(curls(ROOT / page) for page in pages), *place, STORY_S_MAX)
+    told = (
+        "ended with 3: it waits for others",
+        "ended with 2",
+        '"status":"suspended"',
+        '"status":"rejected"',
+        "too few signatures are left",
+        "2 of 2: the threshold is met",
+        "retired: 1",
+        "every promise holds",
+        '"status":"revoked"',
+        "refused: it was revoked",
+    )
+    at = 0
+    for words in told:
+        assert words in said[at:], f"{words!r} is not said after {said[max(0, at - 500) : at]}"
+        at = said.index(words, at)

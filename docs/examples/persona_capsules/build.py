@@ -140,7 +140,7 @@ def manifest_of(
     return persona | {
         "schema": "soma/persona_manifest/1",
         "memory": {
-            "snapshot_id": f"{example}-{snapshot}",
+            "snapshot_id": f"{Path(example).name}-{snapshot}",
             "bundle": "memory.parquet",
             "embedding_model": ngrams.MODEL,
             "item_count": item_count,
@@ -205,13 +205,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("example", choices=EXAMPLES)
+    parser.add_argument("example", help=f"{' or '.join(EXAMPLES)}, or a folder like that of harbour_pilot")
     parser.add_argument("out", type=Path)
     parser.add_argument("--owner", default="olivia", help="the subject of the owner's tokens")
     parser.add_argument("--constitution", type=Path, default=HERE / "constitution.json")
     chosen = parser.parse_args(arguments)
+    # The name of a folder elsewhere leads there; one of ours stays beside this file.
+    example = chosen.example if chosen.example in EXAMPLES else str(Path(chosen.example).resolve())
+    if not (HERE / example / "persona.yaml").is_file():
+        parser.error(f"{chosen.example} is neither of {', '.join(EXAMPLES)} nor a folder with a persona.yaml")
     terms = json.loads(chosen.constitution.read_text("utf-8"))
-    manifest, data = build(chosen.example, chosen.owner, terms)
+    manifest, data = build(example, chosen.owner, terms)
     chosen.out.mkdir(parents=True, exist_ok=True)
     for name, content in data.items():
         (chosen.out / name).write_bytes(content)

@@ -107,6 +107,9 @@ _PLACEHOLDER = re.compile(
     r"fixme|12345678|abcdef(?:g|12)|qwerty|lorem|foobar|not[_-]?real|<|\{\{|\$\{|\.\.\.|deadbeef|0{8}"
 )
 _HEX = re.compile(r"[0-9a-f]+\Z|[0-9A-F]+\Z")
+_LABEL_MAX = 12
+_DIGEST_LABEL = re.compile(r"(?i)(?:sha-?[123]?-?[0-9]{0,3}|md5|blake[23][bs]?)[:-]\Z")
+_DIGEST = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})(?![0-9A-Za-z])")
 _UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _ORDINARY = re.compile(
     r"[\d.,:/_-]+\Z|v?\d+(?:\.\d+)+\S{0,12}\Z|(?:https?|file|ftp|s3)://|"
@@ -116,6 +119,7 @@ _ORDINARY = re.compile(
     r".*(?:[A-Z][a-z]{2,}){2,}\Z|[A-Za-z_]\w{2,30}={1,2}[\w.]{0,8}\Z|\w+\*\*?\w+\Z|(?:[\w.-]{0,12}/)+[\w.-]{0,12}\Z|"
     r"(?:self|this|os|env|process|config|settings|request|args|var|data|input|module|local|context)\.[\w.]+\Z"
 )
+_EXACT_MIN = 30
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _RUNS = re.compile(r"[A-Za-z]{3,}")
 
@@ -172,7 +176,13 @@ def find_secrets(text: str) -> list[SecretMatch]:
     for match in (*_shaped(text), *_prefixed(text), *_named(text)):
         if not any(match.start < other.end and other.start < match.end for other in found):
             found.append(match)
-    return sorted(found, key=lambda match: match.start)
+    return sorted((match for match in found if not _is_digest(text, match)), key=lambda match: match.start)
+
+
+def _is_digest(text: str, match: SecretMatch) -> bool:
+    """Tell whether a match is a hash that is called one, such as `sha3-256:4b1d...`; some begin like a key."""
+    label = _DIGEST_LABEL.search(text, max(0, match.start - _LABEL_MAX), match.start)
+    return label is not None and _DIGEST.match(text, match.start) is not None
 
 
 def _shaped(text: str) -> Iterator[SecretMatch]:
@@ -212,8 +222,15 @@ def _prefixed(text: str) -> Iterator[SecretMatch]:
         prefix, rest = found["prefix"], found["rest"].rstrip(".:=/-_%$~")
         if len(rest) < PREFIXES[prefix] or _PLACEHOLDER.search(rest):
             continue
-        if entropy_bits(rest) >= min(3.2, 0.62 * log2(len(rest))) and not is_wordy(rest):
+        if entropy_bits(rest) < min(3.2, 0.62 * log2(len(rest))):
+            continue
+        if _is_exact(rest, PREFIXES[prefix]) or not is_wordy(rest):
             yield SecretMatch("token_of_an_issuer", found.start("prefix"), found.start("rest") + len(rest))
+
+
+def _is_exact(rest: str, length: int) -> bool:
+    """Tell whether what follows a prefix is of the very form its issuer gives; then chance may have spelt words."""
+    return len(rest) == length >= _EXACT_MIN and rest.isalnum() and any(c.isdigit() for c in rest)
 
 
 def _named(text: str) -> Iterator[SecretMatch]:
@@ -269,7 +286,20 @@ def definition() -> list[str]:
     """List what the rules of this module are made of, for their address."""
     shapes = [f"{rule} {pattern.pattern}" for rule, pattern in _SHAPES]
     others = [
-        p.pattern for p in (_PREFIXED, _NAMED, _NO_SECRET, _PLACEHOLDER, _ORDINARY, _HEX, _UUID, _RUNS, _HUMP)
+        p.pattern
+        for p in (
+            _PREFIXED,
+            _NAMED,
+            _NO_SECRET,
+            _PLACEHOLDER,
+            _ORDINARY,
+            _HEX,
+            _DIGEST_LABEL,
+            _DIGEST,
+            _UUID,
+            _RUNS,
+            _HUMP,
+        )
     ]
     limits = [f"{prefix} {size}" for prefix, size in sorted(PREFIXES.items())]
     return [*shapes, *others, *limits, " ".join(sorted(PAIRS))]

@@ -41,12 +41,13 @@ def test_a_final_status_is_final(world: World) -> None:
 
 
 def test_a_match_of_nothing_says_why_and_is_remembered(world: World) -> None:
+    world.offer(world.provider("clinic"), dataset_fingerprint=UNSEEN)
     owner = world.owner("picky")
     intent = world.intent(owner, task_type="a-task-nobody-has")
     path = f"/v1/intents/{intent['id']}/match"
     problem = refused(owner.post(path, {}, key="once"), 422, "no_compatible_offers_found")
     diagnostics = problem["details"]["diagnostics"]
-    assert diagnostics["compatible_offers"] == 0
+    assert diagnostics["compatible_offers"] == 0 < diagnostics["offers_evaluated"]
     assert diagnostics["rejection_reasons"]["task_not_supported"] == diagnostics["offers_evaluated"]
     assert refused(owner.post(path, {}, key="once"), 422, "no_compatible_offers_found") == problem
     assert owner.read(f"/v1/intents/{intent['id']}")["match_failures"] == 1

@@ -1,7 +1,6 @@
 """Programs we did not write, against our log: whole walks by tessera's fsck, and proofs by Go's sumdb/tlog.
 
-They are built once with the Go toolchain, from modules whose sums the Go checksum database vouches for, and kept under
-SOMA_TOOLS_CACHE or var/cache. Where there is no Go, or no module can be had, these tests skip and say so.
+They are built once with the Go toolchain, from modules whose sums the Go checksum database vouches for.
 """
 
 from __future__ import annotations
@@ -21,19 +20,17 @@ from pydantic import SecretStr
 
 from ops.export import DatabaseOrigin, export
 from ops.settings import Settings
-from tests.conftest import ROOT
 from tests.real.conftest import lend
 from tests.real.log.market_log import AUDITOR, ok, tell
 from tests.real.log.served import Served, serving
+from tests.tools import BUILD_S_MAX, CACHE, building, go_program, missing
 
 pytestmark = pytest.mark.slow
 
-CACHE = Path(os.environ.get("SOMA_TOOLS_CACHE", ROOT / "var" / "cache"))
 FSCK = "github.com/transparency-dev/tessera/cmd/fsck"
 # The first that can be had. Release 1.0.4 ends with 0 even when it finds damage, so what it says is what counts.
 FSCK_VERSIONS = ("1811ae1a7c40", "v1.0.4")
 TLOG = "golang.org/x/mod@v0.29.0"
-BUILD_S_MAX = 900
 RUN_S_MAX = 180
 SUCCESS = "Successfully fsck'd log"
 
@@ -88,10 +85,7 @@ func main() {
 
 
 def go() -> str:
-    found = shutil.which("go")
-    if found is None:
-        pytest.skip("needs a Go toolchain to build programs of others")
-    return found
+    return shutil.which("go") or str(missing("needs a Go toolchain to build programs of others"))
 
 
 def built(words: list[str], where: Path, **env: str) -> str | None:
@@ -109,34 +103,23 @@ def built(words: list[str], where: Path, **env: str) -> str | None:
 @pytest.fixture(scope="session")
 def fsck() -> Path:
     """Build fsck of the first version that can be had."""
-    complaints = []
-    for version in FSCK_VERSIONS:
-        home = CACHE / f"fsck-{version}"
-        if (home / "fsck").exists():
-            return home / "fsck"
-    for version in FSCK_VERSIONS:
-        home = CACHE / f"fsck-{version}"
-        home.mkdir(parents=True, exist_ok=True)
-        if (complaint := built(["install", f"{FSCK}@{version}"], home, GOBIN=str(home))) is None:
-            return home / "fsck"
-        home.rmdir()
-        complaints.append(complaint)
-    pytest.skip(f"tessera's fsck cannot be built here: {'; '.join(complaints)}")
+    return go_program("fsck", FSCK, FSCK_VERSIONS)
 
 
 @pytest.fixture(scope="session")
 def check_proofs() -> Path:
     """Build a checker of proofs around golang.org/x/mod/sumdb/tlog."""
     home = CACHE / f"tlog-{hashlib.sha256((CHECK_PROOFS + TLOG).encode()).hexdigest()[:12]}"
-    if (home / "tlog").exists():
+    with building("tlog"):
+        if (home / "tlog").exists():
+            return home / "tlog"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "main.go").write_text(CHECK_PROOFS)
+        (home / "go.mod").write_text("module foreign\n\ngo 1.24\n")
+        for words in (["get", TLOG], ["build", "-o", "tlog", "."]):
+            if (complaint := built(words, home, GOFLAGS="-buildvcs=false -mod=mod")) is not None:
+                missing(f"Go's sumdb/tlog cannot be built here: {complaint}")
         return home / "tlog"
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "main.go").write_text(CHECK_PROOFS)
-    (home / "go.mod").write_text("module foreign\n\ngo 1.24\n")
-    for words in (["get", TLOG], ["build", "-o", "tlog", "."]):
-        if (complaint := built(words, home, GOFLAGS="-buildvcs=false -mod=mod")) is not None:
-            pytest.skip(f"Go's sumdb/tlog cannot be built here: {complaint}")
-    return home / "tlog"
 
 
 class Kept(NamedTuple):

@@ -1,14 +1,13 @@
 """A real S3 server on loopback: Versity's gateway over a directory, built once by the Go toolchain.
 
 It speaks S3 with signed requests, multipart uploads and conditional writes, and keeps an access log in the form of
-AWS. It is kept under SOMA_TOOLS_CACHE or var/cache; building it takes a minute or two.
+AWS.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -18,16 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-import pytest
 from obstore.store import S3Store
 
-from tests.conftest import ROOT
+from tests.tools import go_program
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw"
 # The first that can be had; the last is whatever is newest.
 VERSIONS = ("v1.8.0", "latest")
-CACHE = Path(os.environ.get("SOMA_TOOLS_CACHE", ROOT / "var" / "cache"))
-BUILD_S_MAX = 900
 STARTING_S_MAX = 30.0
 ACCESS, SECRET, BUCKET = "soma-test", "soma-test-secret", "soma"
 # As AWS writes it: [time] address requester request-id operation key uri status ...
@@ -78,40 +74,8 @@ class S3Server:
 
 
 def program() -> Path:
-    """Locate the server, or build it.
-
-    Where there is no Go a laptop skips, and CI fails: what is promised about S3 is shown there at least.
-    """
-    for version in VERSIONS:
-        if (path := CACHE / f"versitygw-{version}" / "versitygw").exists():
-            return path
-    go = shutil.which("go")
-    if go is None:
-        return _missing("a Go toolchain is needed to build an S3 server")
-    complaints = []
-    for version in VERSIONS:
-        home = CACHE / f"versitygw-{version}"
-        home.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"GOBIN": str(home), "GOFLAGS": "-buildvcs=false"}
-        done = subprocess.run(
-            [go, "install", f"{MODULE}@{version}"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=BUILD_S_MAX,
-            check=False,
-        )
-        if done.returncode == 0:
-            return home / "versitygw"
-        home.rmdir()
-        complaints.append(done.stderr.strip()[-300:])
-    return _missing(f"the S3 server cannot be built here: {'; '.join(complaints)}")
-
-
-def _missing(why: str) -> Path:
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
+    """Locate the server, or build it."""
+    return go_program("versitygw", MODULE, VERSIONS)
 
 
 @contextmanager

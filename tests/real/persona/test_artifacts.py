@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,22 @@ class TestInOneGo:
         assert (rest.status_code, rest.content) == (206, data[MIB + 7 :])
         assert rest.headers["content-range"] == f"bytes {MIB + 7}-{len(data) - 1}/{len(data)}"
 
+    def test_a_damaged_one_is_refused_before_anything_of_it_is_sent(
+        self, acme: httpx.Client, service: Service
+    ) -> None:
+        data = os.urandom(1_000)
+        address = address_of(data)
+        put(acme, data, address)
+        store = service.settings.objects_path / "capsules"
+        name = address.removeprefix("sha3-512:")
+        envelope = store / "objects" / name[:2] / name[2:4] / name
+        body = store / "bodies" / json.loads(envelope.read_bytes())["body"]
+        sealed = bytearray(body.read_bytes())
+        sealed[100] ^= 1
+        body.write_bytes(sealed)
+        refused(acme.get(f"/v1/artifacts/{address}"), 503, "log_damaged")
+        refused(acme.get(f"/v1/artifacts/{address}", headers={"Range": "bytes=5-"}), 503, "log_damaged")
+
 
 class TestInPieces:
     def test_an_upload_goes_on_where_it_stopped(self, acme: httpx.Client) -> None:
@@ -155,6 +172,18 @@ class TestInPieces:
         assert [a.status_code for a in answers].count(202) == 1
         assert {a.status_code for a in answers} == {202, 409}
         assert put(acme, data[500:], address, offset=500, size=1_000).status_code == 201
+        assert acme.get(f"/v1/artifacts/{address}").content == data
+
+    def test_an_upload_that_many_finish_at_once_is_done_once_and_called_wrong_by_nobody(
+        self, acme: httpx.Client
+    ) -> None:
+        data = os.urandom(2_000)
+        address = address_of(data)
+        put(acme, data, address, offset=0, size=2_001)
+        assert acme.head(f"/v1/artifacts/{address}").headers["upload-offset"] == "2000"
+        with ThreadPoolExecutor(12) as many:
+            ends = list(many.map(lambda _: put(acme, b"", address, offset=2_000, size=2_000), range(12)))
+        assert {answer.status_code for answer in ends} <= {201, 409}
         assert acme.get(f"/v1/artifacts/{address}").content == data
 
     def test_pieces_of_other_bytes_are_forgotten(self, acme: httpx.Client) -> None:

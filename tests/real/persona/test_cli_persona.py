@@ -70,7 +70,9 @@ def test_the_whole_story_from_a_folder_to_another_tenant(desk: Desk) -> None:
     assert told == {"capsule": capsule, "status": "published", "missing": []}
 
     listed = json.loads(desk.say(RIVAL, "marketplace", "list-personas", "-q", "pilot", "--json").stdout)
-    assert [one["capsule"] for one in listed["items"] if one["persona_id"] == "story-pilot"] == [capsule]
+    assert [one["attestation_hash"] for one in listed["items"] if one["persona_id"] == "story-pilot"] == [
+        capsule
+    ]
 
     archive = desk.taken(capsule, "story.tar")
     verified = soma("persona", "verify", str(archive), "--policy", desk.policy, "--capsule", capsule)
@@ -265,8 +267,11 @@ def test_a_folder_with_faults_names_each_of_them(desk: Desk) -> None:
     )
     ended = desk.say(OLIVIA, "persona", "publish", folder)
     assert code_of(ended) == (2, "manifest_invalid")
-    for place in ("/metadata/version", "/metadata/colour"):
-        assert place in ended.stderr
+    for place in (
+        "/metadata/version: it must be",
+        "/metadata/colour: there is no such field; there stands 'red'",
+    ):
+        assert f"\n    {place}" in ended.stderr, ended.stderr
 
 
 def test_without_a_token_or_a_service_it_says_so(desk: Desk, tmp_path: Path) -> None:

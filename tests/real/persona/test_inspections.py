@@ -91,7 +91,8 @@ class TestEvaluations:
             found = anybody.get("/v1/evaluations/suites/baseline").json()
             assert found == {"digest": BASELINE.address, "suite": BASELINE.document()}
             assert anybody.get("/v1/evaluations/suites").json()["items"] == [found]
-            assert anybody.get("/v1/evaluations/suites/mine").status_code == 422
+            missing = anybody.get("/v1/evaluations/suites/mine")
+            assert (missing.status_code, missing.json()["code"]) == (404, "evaluation_suite_not_found")
 
     def test_run_twice_it_is_the_same_and_the_report_is_the_authors(
         self, olivia: httpx.Client, capsule: Capsule

@@ -113,6 +113,8 @@ def test_a_persona_goes_from_a_draft_to_the_catalogue_and_back(stage: Stage) -> 
     answer = stage.post(OLIVIA, f"{path}/publish")
     assert (answer.status_code, answer.json()["status"]) == (200, "published")
 
+    told_once = stage.clients[OLIVIA].patch("/v1/personas/harbour-pilot", json={"summary": "late"})
+    assert told_once.json()["code"] == "invalid_status_transition"
     persona = stage.get(RIVAL, "/v1/personas/harbour-pilot").json()
     assert (persona["status"], persona["published"]["capsule"]) == ("listed", capsule.address)
     listed = stage.get(RIVAL, "/v1/personas").json()["items"]
@@ -133,6 +135,26 @@ def test_a_persona_goes_from_a_draft_to_the_catalogue_and_back(stage: Stage) -> 
     attestations = stage.world.attestations(capsule.address)
     imported = stage.world.import_(capsule.archive(), attestations)
     assert imported["problem"]["code"] == "capsule_revoked"
+
+
+def test_the_version_of_a_persona_is_its_etag_and_guards_its_changes(stage: Stage) -> None:
+    olivia = stage.clients[OLIVIA]
+    made_ = olivia.post("/v1/personas", json={"persona_id": "guarded-one", "display_name": "Guarded"})
+    assert (made_.status_code, made_.headers["etag"]) == (201, '"1"')
+    path = "/v1/personas/guarded-one"
+    changed = olivia.patch(path, json={"summary": "one"}, headers={"If-Match": made_.headers["etag"]})
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+    late = olivia.patch(path, json={"summary": "two"}, headers={"If-Match": '"1"'})
+    assert (late.status_code, late.json()["code"]) == (412, "version_mismatch")
+    assert olivia.get(path).headers["etag"] == '"2"'
+    assert stage.get(RIVAL, path).json()["code"] == "persona_not_found"
+
+
+def test_a_name_that_holds_nul_is_the_name_of_nothing(stage: Stage) -> None:
+    refused = stage.post(OLIVIA, "/v1/exports", {"persona_id": "tax\0advisor", "manifest": {}})
+    assert (refused.status_code, refused.json()["code"]) == (404, "persona_not_found")
+    attempt = stage.get(OLIVIA, "/v1/exports?status=refused").json()["items"][0]
+    assert (attempt["persona_id"], attempt["problem"]["code"]) == ("tax\ufffdadvisor", "persona_not_found")
 
 
 def test_an_idempotency_key_publishes_once(stage: Stage) -> None:

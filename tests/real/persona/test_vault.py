@@ -221,6 +221,42 @@ class TestDamage:
         self._envelope(tmp_path, address_of(self.DATA)).write_bytes(content)
         assert self.given(vault) == b""
 
+    @pytest.mark.parametrize("start", [1, FRAME_BYTES, 2 * FRAME_BYTES + 3])
+    def test_a_plain_envelope_put_in_the_place_of_an_encrypted_one(
+        self, vault: Vault, tmp_path: Path, body: Path, start: int
+    ) -> None:
+        address = address_of(self.DATA)
+        envelope = self._envelope(tmp_path, address)
+        said = json.loads(envelope.read_bytes()) | {"cipher": "none", "key": None, "wrapped": None}
+        envelope.write_text(json.dumps(said))
+        body.write_bytes(bytes(len(self.DATA)))
+        with pytest.raises(LogDamagedError):
+            b"".join(vault.read(address, start))
+
+    @pytest.mark.parametrize(
+        "change", [{"frame_bytes": 0}, {"size_bytes": -5}, {"body": "../../keys/vault.json"}]
+    )
+    def test_an_envelope_that_makes_no_sense(
+        self, vault: Vault, tmp_path: Path, body: Path, change: dict[str, object]
+    ) -> None:
+        envelope = self._envelope(tmp_path, address_of(self.DATA))
+        envelope.write_text(json.dumps(json.loads(envelope.read_bytes()) | change))
+        with pytest.raises(LogDamagedError):
+            vault.read(address_of(self.DATA))
+
+    @pytest.mark.parametrize("damage", ["envelope", "cut", "gone"])
+    def test_what_cannot_be_read_is_mended_by_whoever_brings_the_bytes_again(
+        self, vault: Vault, tmp_path: Path, body: Path, damage: str
+    ) -> None:
+        if damage == "envelope":
+            self._envelope(tmp_path, address_of(self.DATA)).write_text("{")
+        elif damage == "cut":
+            body.write_bytes(body.read_bytes()[:-1])
+        else:
+            body.unlink()
+        vault.put([self.DATA])
+        assert b"".join(vault.read(address_of(self.DATA))) == self.DATA
+
     def test_plain_bytes_are_held_against_their_address(self, tmp_path: Path) -> None:
         vault = opened(tmp_path, encrypting=False)
         vault.put([self.DATA])

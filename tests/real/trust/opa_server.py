@@ -1,12 +1,7 @@
-"""A real Open Policy Agent on loopback, built once by the Go toolchain.
-
-It is kept under SOMA_TOOLS_CACHE or var/cache; building it takes a minute or two.
-"""
+"""A real Open Policy Agent on loopback, built once by the Go toolchain."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -15,52 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
-import pytest
 
-from tests.conftest import ROOT
+from tests.tools import go_program
 
 MODULE = "github.com/open-policy-agent/opa"
 # The first that can be had; the last is whatever is newest.
 VERSIONS = ("v1.22.2", "latest")
-CACHE = Path(os.environ.get("SOMA_TOOLS_CACHE", ROOT / "var" / "cache"))
-BUILD_S_MAX = 900
 STARTING_S_MAX = 30.0
 
 
 def program() -> Path:
-    """Locate OPA, or build it.
-
-    Where there is no Go a laptop skips, and CI fails: that both engines say the same is shown there at least.
-    """
-    for version in VERSIONS:
-        if (path := CACHE / f"opa-{version}" / "opa").exists():
-            return path
-    go = shutil.which("go")
-    if go is None:
-        return _missing("a Go toolchain is needed to build OPA")
-    complaints = []
-    for version in VERSIONS:
-        home = CACHE / f"opa-{version}"
-        home.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            [go, "install", f"{MODULE}@{version}"],
-            env=os.environ | {"GOBIN": str(home), "GOFLAGS": "-buildvcs=false"},
-            capture_output=True,
-            text=True,
-            timeout=BUILD_S_MAX,
-            check=False,
-        )
-        if done.returncode == 0:
-            return home / "opa"
-        home.rmdir()
-        complaints.append(done.stderr.strip()[-300:])
-    return _missing(f"OPA cannot be built here: {'; '.join(complaints)}")
-
-
-def _missing(why: str) -> Path:
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
+    """Locate OPA, or build it."""
+    return go_program("opa", MODULE, VERSIONS)
 
 
 @contextmanager

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.billing.accounts import Deposit, deposit
 from domain.billing.usage import AGE_DAYS_MAX, AHEAD_S_MAX, READINGS_MAX, MeterUsage, meter_usage, usage_name
 from domain.errors import REGISTRY, ForbiddenError, IdempotencyKeyReusedError
 from domain.ledger import Caller
+from domain.values import Money
 from tests.unit.billing.usage_maker import GATEWAY, PLATFORM, Till, a_reading, at, codes
 from tests.unit.memory_log import MemoryStore
 
@@ -138,6 +140,17 @@ class TestTaking:
                 await till.meter(*[a_reading(f"e{n}-{m}") for m in range(40)])
                 assert len(till.ledger._residents) <= 90
                 assert len(till.ledger._passing) <= 90
+
+        asyncio.run(story())
+
+    def test_readings_make_room_before_anything_that_lasts(self):
+        async def story() -> None:
+            till = Till(resident_max=50)
+            money = Deposit(tenant="alpha", amount=Money.parse("5", "USD"))
+            await till.ledger.act(deposit, money, Caller("tess", "platform", frozenset({"billing"})))
+            for n in range(10):
+                await till.meter(*[a_reading(f"e{n}-{m}") for m in range(40)])
+            assert till.ledger.resident("account/wallet.alpha.USD") is not None
 
         asyncio.run(story())
 

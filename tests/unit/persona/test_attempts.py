@@ -124,6 +124,9 @@ class TestExports:
             assert other.facts["faults"][0]["path"] == "/metadata/persona_id"
             found = await self.refused(world, made("1.0.0", CONSTITUTION), "constitution_mismatch")
             assert found.facts == {"expected": world.constitution, "found": CONSTITUTION}
+            spelt = capsule.manifest.document()
+            spelt["metadata"]["summary"] = "NUL is \\u0000 in JSON"
+            await self.refused(world, spelt, "manifest_invalid")
             fresh = a_capsule(constitution=world.constitution, seed=9)
             await self.refused(world, fresh, "artifact_not_found")
             part = fresh.manifest.parts[0]
@@ -291,6 +294,15 @@ def attested(capsule: Capsule, *names: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def made_with_summary(world: World, summary: str) -> Capsule:
+    """Make a capsule that says this of itself."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["metadata"]["summary"] = summary
+
+    return a_capsule(constitution=world.constitution, change=change)
+
+
 async def asked(world: World, attestations: dict[str, Any], caller: Caller = OTHER, **fields: Any) -> Any:
     """Bring an archive and ask for its import."""
     await world.told(register_artifact, RegisterArtifact(address=ARCHIVE, size_bytes=10), caller)
@@ -389,6 +401,8 @@ class TestImports:
             )
             unknown = attested(one, policy="sha3-512:" + "00" * 64)
             await self.refused(world, one, "signer_policy_not_found", unknown)
+            spelt = made_with_summary(world, "NUL is \\u0000 in JSON")
+            await self.refused(world, spelt, "manifest_invalid", attested(spelt))
             few = await self.refused(world, one, "threshold_not_met", attested(one, "ada"))
             assert few["facts"]["missing"] == ["ben", "cleo"]
             strangers = await self.refused(world, one, "threshold_not_met", attested(one, "ada", "mallory"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from functools import cache
 from hashlib import sha3_256
@@ -116,3 +117,18 @@ def test_a_question_whose_page_is_gone_stops_the_build() -> None:
         builder()._answers(
             {"id": "lost", "sections": ["decisions/9999"]}, builder().remembered("house_guide")
         )
+
+
+def test_a_folder_of_ones_own_is_built_as_ours_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = shutil.copytree(HERE / "harbour_pilot", tmp_path / "harbour_pilot")
+    assert builder().main([str(own), str(tmp_path / "same")]) == 0
+    assert capsys.readouterr().out.strip() == built("harbour_pilot")[0].address
+    with (own / "memories.txt").open("a") as file:
+        file.write("The ferry leaves from the north quay at seven.\n")
+    assert builder().main([str(own), str(tmp_path / "more")]) == 0
+    assert capsys.readouterr().out.strip() != built("harbour_pilot")[0].address
+    assert read_manifest((tmp_path / "more" / "manifest.json").read_bytes()).memory.item_count == 31
+    with pytest.raises(SystemExit):
+        builder().main([str(tmp_path / "nowhere"), str(tmp_path / "none")])

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from domain.errors import LedgerError
-from domain.persona import capsules, publication, reviewing, standing
+from domain.persona import capsules, claims, publication, reviewing, standing
 from domain.persona.reviewing import NoteSweep
 from domain.trust import signatures, signers
 from domain.trust.keys import key_text
@@ -25,6 +25,7 @@ from tests.unit.persona.persona_world import (
     PASSED,
     PERSONA,
     REVIEWER,
+    RIVAL,
     World,
 )
 from tests.unit.trust.trust_maker import key_of, pin, policy_terms
@@ -294,6 +295,43 @@ def test_two_approvals_are_of_two_people() -> None:
     play(scene, approvals_required=2)
 
 
+def test_a_policy_that_asks_for_more_approvals_counts_for_what_was_approved_before() -> None:
+    async def scene(world: World) -> None:
+        capsule = await submitted(world)
+        await world.inspected(capsule)
+        assert await world.decided(capsule) == "ok"
+        stricter = policy_terms(version=2, approvals_required=2)
+        assert (await world.adopt(stricter, "ada", "ben")).startswith("sha3-512:")
+        again = signatures.OpenSigning(capsule=capsule.address)
+        assert await world.says(signatures.reopen_signing, again, AUTHOR) == "ok"
+        assert await world.signed(capsule, "ada", "ben") == "ok"
+        assert await world.published(capsule) == "not_approved"
+        looked = await looked_at(world, capsule)
+        assert (looked["approvals_given"], looked["approvals_required"]) == (1, 2)
+        assert await world.decided(capsule) == "already_reviewed"
+        assert await world.decided(capsule, caller=RITAS_COLLEAGUE) == "ok"
+        assert await world.decided(capsule, caller=REVIEWER._replace(subject="ruth")) == "review_closed"
+        assert await world.published(capsule) == "ok"
+
+    play(scene)
+
+
+def test_who_made_a_capsule_neither_votes_on_it_nor_signs_it_whomever_it_names_as_owner() -> None:
+    async def scene(world: World) -> None:
+        maker = AUTHOR._replace(subject="ada@platform", roles=frozenset(["provider", "reviewer"]))
+        await world.created(caller=maker)
+        capsule = await world.exported(caller=maker, owner="somebody-else")
+        await world.submitted(capsule, AUTHOR)
+        await world.inspected(capsule)
+        assert await world.decided(capsule, caller=maker) == "self_review"
+        assert await world.signed(capsule, "ada") == "signature_refused"
+        assert await world.signed(capsule, "ben", "cleo") == "ok"
+        assert await world.decided(capsule) == "ok"
+        assert await world.published(capsule) == "ok"
+
+    play(scene)
+
+
 def test_who_voted_does_not_submit_and_who_submitted_does_not_vote() -> None:
     async def scene(world: World) -> None:
         both = frozenset(["owner", "reviewer"])
@@ -413,6 +451,21 @@ def test_reinstating_passes_every_gate_again() -> None:
 
 
 # --------------------------------------------------------------------------- trust that is lost
+
+
+def test_while_a_claim_is_open_no_party_of_it_puts_the_capsule_back() -> None:
+    async def scene(world: World) -> None:
+        capsule = await world.on_show()
+        opening = claims.OpenClaim(capsule_id=capsule.address, right="copyright", reason="our texts")
+        claim_id = (await world.told(claims.open_claim, opening, RIVAL))["id"]
+        review = claims.ReviewClaim(claim_id=claim_id, suspend=True)
+        assert await world.says(claims.review_claim, review, OPERATOR) == "ok"
+        back = publication.ReinstateCapsule(capsule_id=capsule.address, reason="all is well")
+        own = OTHER_OPERATOR._replace(tenant=AUTHOR.tenant)
+        assert await world.says(publication.reinstate_capsule, back, own) == "forbidden"
+        assert await world.says(publication.reinstate_capsule, back, OTHER_OPERATOR) == "ok"
+
+    play(scene)
 
 
 def test_a_revoked_key_ends_the_trust_in_what_no_longer_reaches_the_threshold() -> None:

@@ -248,6 +248,21 @@ async def test_under_a_new_policy_signatures_are_asked_for_anew_and_old_ones_do_
 
 
 @story
+async def test_under_a_new_policy_nothing_is_signed_before_it_is_asked_for_anew() -> None:
+    trust = await ready()
+    await trust.adopt(policy_terms(version=2), "ada", "ben")
+    in_force = trust.state("signer_policy", "publication")["versions"][-1]["address"]
+    early = envelope(_wanted(trust)._replace(policy=in_force), "ada", "ben")
+    assert (await bring(trust, early))[0] == "invalid_status_transition"
+    assert await reopen(trust) == "ok"
+    assert (await bring(trust, early))[0] == "ok"
+    assert await complete(trust) == "ok"
+    # What was used is judged under the policy it names, so it must be the one it was signed under.
+    assert trust.state("signing", KEY)["policy"] == in_force
+    assert (await trust.verified(CAPSULE))["verified"]
+
+
+@story
 async def test_a_revoked_key_ends_what_no_longer_reaches_the_threshold_and_others_may_sign_anew() -> None:
     trust = await ready()
     await trust.sign(CAPSULE, "ada", "ben")

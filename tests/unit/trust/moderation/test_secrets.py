@@ -6,9 +6,10 @@ import string
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from domain.trust.moderation.secret_tables import PREFIXES
 from domain.trust.moderation.secrets import _NAMED, _names, find_secrets, is_drawn, is_wordy
 from ops.secret_scanner import SecretScanner
 
@@ -79,11 +80,26 @@ class TestFound:
         assert places("password = 'Tr0ub4dor&3'") == ["Tr0ub4dor&3"]
         assert places("my password is Tr0ub4dor&3") == ["Tr0ub4dor&3"]
 
+    # These happen to be made of pairs of letters as words are; their form alone gives them away.
+    @example("", 28, "").via("a key that reads like words")
+    @example("", 474, "").via("a key that reads like words")
     @given(st.text(max_size=200), st.integers(0, 10_000), st.text(max_size=200))
     def test_what_stands_around_a_key_hides_it_from_nobody(self, before: str, seed: int, after: str) -> None:
         key = "ghp_" + drawn(seed, 36)
         text = f"{before} {key} {after}"
         assert key in places(text) or any(key in place for place in places(text))
+
+
+class TestDigests:
+    def test_a_hash_that_is_called_one_is_no_key_whatever_it_begins_with(self) -> None:
+        for prefix in (prefix for prefix in PREFIXES if set(prefix) <= set("0123456789abcdef")):
+            digest = (prefix + "90479313ed1aeb843f3bbee4aea8a29e591fba01d69bbcdee6abdc0ca87f1d2c3")[:64]
+            for label in ("sha3-256:", "sha256:", "SHA-256:"):
+                assert not find_secrets(f'{{"output":"{label}{digest}","n":1}}'), label + digest
+            assert find_secrets(f'{{"output":"{digest}"}}')
+
+    def test_calling_a_key_a_hash_hides_none(self) -> None:
+        assert find_secrets("sha256:ghp_x7Kq2mZ9vT4bR8wL1nC6yH3dF5gJ0sA2pQ4e")
 
 
 class TestLeftInPeace:
