@@ -19,6 +19,7 @@ from api.routes import (
     catalog,
     claims,
     dead_letters,
+    documents,
     evaluations,
     feeds,
     invoices,
@@ -26,6 +27,8 @@ from api.routes import (
     money,
     personas,
     policies,
+    proofs,
+    quotas,
     reconciliations,
     rentals,
     sql,
@@ -50,6 +53,7 @@ from ops.tokens import LocalIssuer, TokenGate
 from projections.billing_run import BillingRun
 from projections.feed import LogFeed, feed_limits
 from projections.inspections import Inspections
+from projections.quotas import QuotaWatch
 from projections.reconciliations import Asked
 from projections.revocations import RevocationWatch
 from projections.rounds import RoundRunner
@@ -65,7 +69,8 @@ ROUTERS = (
     market.router, money.router, usage.router, training.router, trust.router, log_routes.router, feeds.router,
     webhooks.router, dead_letters.router, reconciliations.router, policies.router, system.router, artifacts.router,
     transfers.router, catalog.router, evaluations.router, personas.router, capsules.router, claims.router,
-    attestations.router, rentals.router, billing.router, invoices.router,
+    attestations.router, rentals.router, billing.router, invoices.router, documents.router,
+    proofs.router, quotas.router,
 )  # fmt: skip
 
 
@@ -134,6 +139,7 @@ async def _at_work(state: Any, opened: Runtime) -> AsyncIterator[None]:
     state.transfers = TransferRunner(opened, state.engine)
     state.trust_watch = TrustWatch(opened)
     state.billing = BillingRun(opened)
+    state.quotas = QuotaWatch(opened)
     state.timers = Timers(opened)
     state.revocations = RevocationWatch(opened)
     await state.rounds.resume()
@@ -144,8 +150,10 @@ async def _at_work(state: Any, opened: Runtime) -> AsyncIterator[None]:
     state.catalogue.start()
     state.trust_watch.start()
     state.billing.start()
-    state.timers.start()
-    state.revocations.start()
+    state.quotas.start()
+    if opened.settings.timers:
+        state.timers.start()
+        state.revocations.start()
     try:
         yield
     finally:
@@ -157,6 +165,7 @@ async def _at_work(state: Any, opened: Runtime) -> AsyncIterator[None]:
         await state.sweeper.close()
         await state.trust_watch.close()
         await state.billing.close()
+        await state.quotas.close()
         await state.inspections.close()
         await state.transfers.close()
         await state.rounds.close()

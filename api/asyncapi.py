@@ -17,12 +17,19 @@ from api import yaml
 from domain.billing.usage import Reading
 from domain.log.hashes import leaf_hash
 from domain.log.notes import Checkpoint, Signer
-from domain.log.records import EVENTS, Event, MoneyEvent, digest
+from domain.log.records import EVENTS, Event, digest
 from domain.log.tree import Frontier
 from ops.kafka import Message
 from ops.reads import Stored
 from projections import cloud_events
-from projections.cloud_events import ATTRIBUTES, BILLING_KINDS, CHECKPOINT_TYPE, TRAINING_KINDS, CloudEvents
+from projections.cloud_events import (
+    ATTRIBUTES,
+    CHECKPOINT_TYPE,
+    FOUND,
+    TRAINING_KINDS,
+    CloudEvents,
+    is_billing,
+)
 from projections.ingest import CLOUD_EVENTS
 from projections.ingest import TOPIC as METRICS
 
@@ -36,7 +43,7 @@ READING = "usage.reading"
 
 TITLES = {
     cloud_events.EVENTS: "Every record of the log, and its signed checkpoints",
-    cloud_events.BILLING: "Records that move money, and usage, with the amounts in headers",
+    cloud_events.BILLING: "Records that move money, and all of billing, with the amounts in headers",
     cloud_events.TRAINING: "Training mode and training rounds",
 }
 ADDRESS = {"type": "string", "pattern": "^sha3-512:[0-9a-f]{128}$"}
@@ -56,10 +63,9 @@ class Kind(NamedTuple):
     @property
     def channels(self) -> list[str]:
         group = self.topic.partition(".")[0]
-        billing = issubclass(self.event, MoneyEvent) or group in BILLING_KINDS
         return [
             cloud_events.EVENTS,
-            *([cloud_events.BILLING] if billing else []),
+            *([cloud_events.BILLING] if is_billing(self.topic) else []),
             *([cloud_events.TRAINING] if group in TRAINING_KINDS else []),
         ]
 
@@ -358,18 +364,25 @@ def _headers() -> dict[str, Any]:
     sometimes = {"ce_correlationid": {"type": "string"}, "ce_causationid": {"type": "string"}}
     billing = {
         "ce_recordedtime": {**MOMENT, "description": "When the log took it in."},
+        "ce_occurredtime": {**MOMENT, "description": "When it happened, which for usage may be long before."},
         "ce_operations": {
             **TEXT,
             "description": "What is done to the book, by commas: open, transfer, hold, ...",
         },
         "ce_accounts": {**TEXT, "description": "The accounts it touches, by commas."},
+        "ce_holds": {
+            **TEXT,
+            "description": "The holds it places or ends, by commas; what is given back names its hold and no account.",
+        },
         "ce_currency": {"type": "string", "pattern": "^[A-Z]{3}(,[A-Z]{3})*$"},
         "ce_amount": {
             **AMOUNTS,
             "description": "What is moved, held or stated, in units of ce_currency, in its order.",
         },
         **{attribute: {"type": "string"} for attribute in ATTRIBUTES.values()},
+        **{attribute: {**TEXT, "description": meaning} for attribute, meaning in FOUND.items()},
     }
+    timed = {name: billing.pop(name) for name in ("ce_recordedtime", "ce_occurredtime")}
     noted = {name: schema for name, schema in always.items() if name not in ("ce_dataschema", "ce_tenant")}
     noted |= {
         "ce_id": {"type": "string", "pattern": r"^.+@\d+$"},
@@ -383,9 +396,7 @@ def _headers() -> dict[str, Any]:
     }
     return {
         "RecordHeaders": _object(always, sometimes),
-        "BillingHeaders": _object(
-            always | {"ce_recordedtime": billing.pop("ce_recordedtime")}, sometimes | billing
-        ),
+        "BillingHeaders": _object(always | timed, sometimes | billing),
         "CheckpointHeaders": _object(noted, {}),
         "Checkpoint": {
             "type": "string",

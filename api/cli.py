@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from api.cli_audit import audit_invoice, audit_line
 from api.cli_billing import billing_app
 from api.cli_dead_letters import dead_letters_app
+from api.cli_documents import export_documents, show_invoice, show_statement
 from api.cli_follow import follow, rebuild
 from api.cli_invoicing import ask_quote, import_price_list, run_billing
 from api.cli_log import audit_app, ledger_app
 from api.cli_marketplace import marketplace_app
 from api.cli_persona import persona_app
+from api.cli_quotas import quota_app
+from api.cli_rentals import purchase_app, rental_app, subscription_app
+from api.cli_timers import timers
 from api.cli_trust import keys_app, sign, trust_app
 from api.cli_vault import vault_app
 from domain.errors import LedgerError, Retry, SettingsInvalidError
@@ -38,10 +43,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(ledger_app, name="ledger")
+audit_app.command("invoice")(audit_invoice)
+audit_app.command("line")(audit_line)
 app.add_typer(audit_app, name="audit")
 billing_app.command("run")(run_billing)
 billing_app.command("quote")(ask_quote)
 billing_app.command("import-prices")(import_price_list)
+billing_app.command("invoice")(show_invoice)
+billing_app.command("statement")(show_statement)
+billing_app.command("export")(export_documents)
+billing_app.add_typer(quota_app, name="quota")
 app.add_typer(billing_app, name="billing")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(keys_app, name="keys")
@@ -50,8 +61,12 @@ app.add_typer(trust_app, name="trust")
 app.command()(sign)
 app.add_typer(persona_app, name="persona")
 app.add_typer(marketplace_app, name="marketplace")
+app.add_typer(rental_app, name="rental")
+app.add_typer(subscription_app, name="subscription")
+app.add_typer(purchase_app, name="purchase")
 app.command()(follow)
 app.command()(rebuild)
+app.command()(timers)
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Directory of everything embedded; SOMA_DATA_DIR otherwise.")
@@ -72,19 +87,33 @@ REMEDIES = {
     "capsule_tampered": "Use none of it, and take the archive again from where it came.",
     "capsule_version_taken": "Count the version up; what was sealed under a version stays.",
     "clickhouse_refused": "Its words are above; if a table is missing, `soma follow` migrates when it starts.",
+    "consent_required": "Read what it obliges you to, and accept each by name: --accept, or `accepted` in the body.",
     "dead_letter_closed": "It was decided before; `soma dead-letters show` says by whom and how.",
     "dead_letter_not_found": "`soma dead-letters list --state all` shows the letters there are.",
     "dead_letter_not_taken": "Send a mended reading with --reading, or discard the letter.",
     "engine_start_failed": "Read clickhouse/engine.log under the data directory, then run `soma doctor`.",
     "follower_unknown": "Choose one that is known; Kafka's are, where SOMA_KAFKA_BOOTSTRAP_SERVERS is set.",
+    "insufficient_funds": "Put money into the wallet first; an operator books it with POST /v1/deposits.",
     "invalid_settings": "`soma settings --markdown` lists every setting and what it allows.",
     "key_file_unusable": "Restore the key file from its backup, or make it readable by its owner alone (chmod 600).",
     "log_damaged": "Run `soma audit verify` to name every broken promise, and restore from a backup.",
     "log_identity_mismatch": "Use the key and SOMA_LOG_ORIGIN this database was made with, or another database.",
     "manifest_invalid": "Mend each place; docs/howto/write-a-manifest.md says how a manifest is written.",
-    "persona_not_found": "Check the id; if you see it on the market it is somebody else's, and yours needs another.",
+    "persona_not_found": "`soma marketplace list-personas` shows what is there; yours needs an id that nobody has.",
+    "price_not_offered": "Choose one of those that are: --currency, --period, or another way to have it.",
+    "price_unclear": "Say which of them: --currency, --period.",
+    "purchase_not_found": "`soma purchase list` shows yours.",
+    "refund_closed": "It is yours for good; `soma purchase show` says until when it could be given back.",
+    "rental_active": "Its time runs already; `soma rental check --json` prints its access token.",
+    "rental_lapsed": "Rent it again; what was reserved for this one is free.",
+    "rental_not_active": "Rent it again; a time that has run out cannot be made longer.",
+    "rental_not_found": "`soma rental list` shows yours.",
+    "rental_not_open": "It is over and settled; `soma rental show` says how. Rent it again to go on.",
+    "self_dealing": "What is your own costs nothing; use it without renting it from yourself.",
     "signer_policy_missing": "An operator adopts the first one with `soma trust adopt`.",
     "statement_unexpected": "Sign nothing; ask whoever sent the request what it is about.",
+    "subscription_ended": "Subscribe again with `soma subscription start`; `soma subscription show` says how it ended.",
+    "subscription_not_found": "`soma subscription list` shows yours.",
     "unauthorized": "Set SOMA_TOKEN to a token that is valid now; `soma token` prints one of the local issuer.",
     "threshold_not_met": "Have more of the pinned keys sign: a capsule with `soma sign`, else with `soma trust vouch`.",
     "unavailable": "Check that the server runs and is reachable; `soma doctor` looks at each part.",

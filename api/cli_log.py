@@ -28,7 +28,8 @@ ledger_app = typer.Typer(
     help="The log of this installation: verify, rebuild, rematch, export, prove.", no_args_is_help=True
 )
 audit_app = typer.Typer(
-    help="Anybody's log, from outside: export, verify, check a receipt.", no_args_is_help=True
+    help="Anybody's log, from outside: export, verify, check a receipt, an invoice or one line of it.",
+    no_args_is_help=True,
 )
 
 DataDir = Annotated[
@@ -78,9 +79,9 @@ def verify_ledger(
     from ops.verify import DATABASE_CODES, verify_database
 
     settings = _settings(data_dir)
-    vkey = _key_text(key) or _own_key(settings)
+    vkey = key_text(key) or _own_key(settings)
     with reached(settings) as url, _bar("verifying", "records", as_json) as progress:
-        found = verify_database(url, vkey, since=_texts(since), policy=_text(policy), progress=progress)
+        found = verify_database(url, vkey, since=_texts(since), policy=text_of(policy), progress=progress)
     _show_audit(found.audit, found.all_findings, DATABASE_CODES, as_json)
 
 
@@ -206,9 +207,9 @@ def verify_audit(
         with _bar("verifying", "records", as_json) as progress:
             report = audit(
                 opened.read,
-                vkey=_key_text(key),
+                vkey=key_text(key),
                 since=_texts(since),
-                policy=_text(policy),
+                policy=text_of(policy),
                 progress=progress,
                 manifest_required=opened.is_export,
             )
@@ -228,9 +229,9 @@ def verify_receipt_file(
     """Check that the log of a key holds exactly this record, offline."""
     from domain.log.audit_proof import verify_receipt
 
-    report = verify_receipt(proof.read_bytes(), record.read_bytes(), _key_text(key) or "", _text(policy))
+    report = verify_receipt(proof.read_bytes(), record.read_bytes(), key_text(key) or "", text_of(policy))
     if as_json:
-        _print_json({"ok": report.ok, **_members(report)})
+        print_json({"ok": report.ok, **_members(report)})
     else:
         rows = [
             ("log", report.origin),
@@ -240,8 +241,8 @@ def verify_receipt_file(
             ("address", report.address),
             ("witnesses", _quorum(report.quorum)),
         ]
-        _print_rows(rows)
-        _print_findings(report.findings, {}, 0)
+        print_rows(rows)
+        print_findings(report.findings, {}, 0)
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -296,7 +297,8 @@ def _own_key(settings: Settings) -> str:
     return signer.key.text
 
 
-def _key_text(given: str | None) -> str | None:
+def key_text(given: str | None) -> str | None:
+    """Read a verifier key that was given, or is in a file that was."""
     if given is None:
         return None
     path = Path(given)
@@ -306,10 +308,11 @@ def _key_text(given: str | None) -> str | None:
 
 
 def _texts(files: Sequence[Path] | None) -> list[str]:
-    return [_text(file) or "" for file in files or ()]
+    return [text_of(file) or "" for file in files or ()]
 
 
-def _text(file: Path | None) -> str | None:
+def text_of(file: Path | None) -> str | None:
+    """Read a file as text."""
     # What is not UTF-8 is for the verifier to name.
     return None if file is None else file.read_bytes().decode("utf-8", "replace")
 
@@ -344,7 +347,7 @@ def _show_audit(report: Report, findings: list[Finding], more_codes: dict[str, s
     if as_json:
         members = _members(report) | {"findings": [_members(finding) for finding in findings]}
         first = _members(findings[0]) if findings else None
-        _print_json(members | {"ok": not findings, "first": first})
+        print_json(members | {"ok": not findings, "first": first})
         raise typer.Exit(1 if findings else 0)
     rows = [
         ("log", report.origin),
@@ -358,14 +361,14 @@ def _show_audit(report: Report, findings: list[Finding], more_codes: dict[str, s
         ("witnesses", _quorum(report.quorum)),
         ("digest of the final state", report.digest),
     ]
-    _print_rows(rows)
-    _print_findings(findings, more_codes, report.dropped_count)
+    print_rows(rows)
+    print_findings(findings, more_codes, report.dropped_count)
     raise typer.Exit(1 if findings else 0)
 
 
 def _show_export(exported: Exported, as_json: bool) -> None:
     if as_json:
-        _print_json({**exported._asdict(), "path": str(exported.path)})
+        print_json({**exported._asdict(), "path": str(exported.path)})
         return
     rows = [
         ("export", str(exported.path)),
@@ -374,14 +377,14 @@ def _show_export(exported: Exported, as_json: bool) -> None:
         ("files", f"{exported.file_count:,}"),
         ("bytes", f"{exported.bytes_read:,}"),
     ]
-    _print_rows(rows)
+    print_rows(rows)
 
 
 def _show_rebuild(report: RebuildReport, as_json: bool) -> None:
     if as_json:
         extra = {"identical": report.identical, "events_per_s": round(report.events_per_s)}
         differences = [difference._asdict() for difference in report.differences]
-        _print_json(_members(report) | extra | {"differences": differences})
+        print_json(_members(report) | extra | {"differences": differences})
         return
     from rich.console import Console
     from rich.table import Table
@@ -412,7 +415,7 @@ def _show_rematch(found: Rematch, as_json: bool) -> None:
 
     if as_json:
         members = msgspec.to_builtins({**found._asdict(), "same": found.is_same})
-        _print_json(members)
+        print_json(members)
         return
     from rich.console import Console
     from rich.table import Table
@@ -449,7 +452,8 @@ def _quorum(quorum: bool | None) -> str:
     return {None: "none asked for", True: "quorum reached", False: "quorum not reached"}[quorum]
 
 
-def _print_rows(rows: Sequence[tuple[str, Any]]) -> None:
+def print_rows(rows: Sequence[tuple[str, Any]]) -> None:
+    """Print names and values."""
     from rich.console import Console
     from rich.table import Table
 
@@ -461,7 +465,7 @@ def _print_rows(rows: Sequence[tuple[str, Any]]) -> None:
     Console(highlight=False).print(table)
 
 
-def _print_findings(findings: Sequence[Finding], more_codes: dict[str, str], dropped_count: int) -> None:
+def print_findings(findings: Sequence[Finding], more_codes: dict[str, str], dropped_count: int) -> None:
     """Name the first broken promise, then list all."""
     from rich.console import Console
     from rich.markup import escape
@@ -502,7 +506,8 @@ def _members(value: Any) -> dict[str, Any]:
     return asdict(value)
 
 
-def _print_json(value: dict[str, Any]) -> None:
+def print_json(value: dict[str, Any]) -> None:
+    """Print one object."""
     import orjson
 
     print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

@@ -1,7 +1,8 @@
 """`soma demo`: the whole marketplace loop on real data, played over the public HTTP API.
 
 Three clinics hold parts of the public breast-cancer data set; a laboratory pays them for training on it. Then a persona
-is published (`api/demo_personas.py`). Nothing here reaches past the API: what the story shows is what a client gets.
+is published (`api/demo_personas.py`), rented, used and billed (`api/demo_commerce.py`). Nothing here reaches past the
+API: what the story shows is what a client gets.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from api.demo_commerce import rent_persona
 from api.demo_data import breast_cancer_csv
 from api.demo_personas import publish_persona
 from api.demo_stage import Actor, Reply, Stage, StoryError, expect, service, soma
@@ -86,8 +88,9 @@ def tell(stage: Stage) -> None:
     inspect(stage, cast, contract)
     prove(stage, cast, contract)
     ending = "six steps, a proof, and books that sum to zero"
-    if publish_persona(stage):
-        ending += "; and a persona that nobody could have published alone"
+    if (capsule := publish_persona(stage)) is not None:
+        rent_persona(stage, capsule)
+        ending += "; and a persona that nobody could have published alone, rented, used and billed"
     _summary(stage, cast, time.perf_counter() - started, ending)
 
 
@@ -326,7 +329,8 @@ def _released(cast: Cast, contract_id: str) -> dict[str, Any]:
 
 def _books(stage: Stage, cast: Cast) -> None:
     accounts = cast.operator.get("/v1/accounts").body["items"]
-    ours = {f"wallet.{tenant}.USD" for tenant in (*CLINICS, "lab")} | {
+    ours = {f"earnings.{clinic}.USD" for clinic in CLINICS} | {
+        "wallet.lab.USD",
         "fees.platform.USD",
         "cash.platform.USD",
     }

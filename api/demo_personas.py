@@ -57,12 +57,12 @@ class Trusted(NamedTuple):
     terms: dict[str, Any]
 
 
-def publish_persona(stage: Stage) -> bool:
-    """Play the act; give whether it was played, which needs the examples and a service that is ours."""
+def publish_persona(stage: Stage) -> str | None:
+    """Play the act; give the capsule, or None where it is left out: the examples and our own signers are needed."""
     builder = _builder()
     if builder is None:
         stage.say(f"\nThe act of the persona is left out: {EXAMPLES} of a checkout is not at hand.")
-        return False
+        return None
     troupe = Troupe(
         author=stage.actor("olivia", AUTHOR_TENANT, "owner"),
         reviewer=stage.actor("rita", "platform", "reviewer"),
@@ -73,11 +73,11 @@ def publish_persona(stage: Stage) -> bool:
     trusted = agree(stage, builder, troupe)
     if trusted is None:
         stage.say("\nThe act of the persona is left out: this service has signers of its own.")
-        return False
+        return None
     capsule = seal(stage, builder, troupe, trusted)
     vouch(stage, troupe, trusted, capsule)
     take(stage, troupe, trusted, capsule)
-    return True
+    return capsule
 
 
 def _builder() -> ModuleType | None:

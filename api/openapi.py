@@ -8,8 +8,11 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from domain.billing.budgeting import QuotaState, Reserved
+from domain.billing.line_proofs import LineProof
 from domain.billing.quotes import Quote
 from domain.log.records import AGGREGATES
+from domain.persona.renting import RentalQuote
 
 PROBLEM = {
     "type": "object",
@@ -57,7 +60,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     # Of all that were ever defined in this process, those of the house.
     ours: list[type] = [cls for cls in AGGREGATES.values() if cls.__module__.startswith("domain.")]
     # A quote is no aggregate, and made of what an invoice is made of.
-    ours.append(Quote)
+    ours += [LineProof, QuotaState, Quote, RentalQuote, Reserved]
     _, components = msgspec.json.schema_components(ours, ref_template="#/components/schemas/{name}")
     for name, schema in components.items():
         # Forward compatible: an answer may carry a receipt, and later versions more members.

@@ -157,6 +157,81 @@ GROUP BY kind, code
 ORDER BY attempts DESC, kind, code""",
     ),
     Example(
+        "Costs by day and persona",
+        "What was paid for personas, and what was used of models for them; a dashboard begins with this.",
+        """SELECT day, persona_id, currency, sum(requests) AS requests, sum(tokens) AS tokens,
+    sum(list_cost) AS list_cost, sum(rentals) AS rentals, sum(subscriptions) AS subscriptions,
+    sum(purchases) AS purchases, sum(spent) AS spent
+FROM bi.costs_daily
+WHERE day >= {start:Date} AND day < {end:Date}
+GROUP BY day, persona_id, currency
+ORDER BY day, persona_id, currency""",
+    ),
+    Example(
+        "Costs by provider and model",
+        "List costs and quantities; where a provider's charge is not known, the cost is null and the quantity stands.",
+        """SELECT provider, model, currency, sum(requests) AS requests, sum(tokens_in) AS tokens_in,
+    sum(tokens_out) AS tokens_out, sum(list_cost) AS list_cost
+FROM bi.costs
+WHERE day >= {start:Date} AND day < {end:Date}
+GROUP BY provider, model, currency
+ORDER BY provider, model, currency""",
+    ),
+    Example(
+        "Usage as it was known",
+        "Each reading counts as it stood before a position of the log; corrections after it are left out.",
+        """SELECT provider, model, sum(readings) AS readings, sum(requests) AS requests,
+    sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out
+FROM bi.usage_entries
+WHERE position < {position:UInt64} AND hour >= {start:Date} AND hour < {end:Date}
+GROUP BY provider, model
+HAVING readings > 0
+ORDER BY provider, model""",
+    ),
+    Example(
+        "What is open",
+        "Documents of which something is still to be paid.",
+        """SELECT tenant, number, due_at, open, currency, status, attempts
+FROM bi.invoices
+WHERE open > 0
+ORDER BY due_at, number""",
+    ),
+    Example(
+        "What was billed for a period",
+        "By charge, over all documents of the periods: what a correction took back counts against what it bills.",
+        """SELECT charge, meter, currency, sum(quantity) AS quantity, sum(amount) AS amount
+FROM bi.invoice_lines
+WHERE period_start >= {start:Date} AND period_start < {end:Date}
+GROUP BY charge, meter, currency
+ORDER BY charge, meter, currency""",
+    ),
+    Example(
+        "Revenue of personas",
+        "Rentals, periods of subscriptions and purchases, on the day they were settled.",
+        """SELECT day, kind, currency, sum(earned) AS earned, sum(fees) AS fees
+FROM bi.rental_revenue
+WHERE day >= {start:Date} AND day < {end:Date}
+GROUP BY day, kind, currency
+ORDER BY day, kind, currency""",
+    ),
+    Example(
+        "Renewal rate",
+        "Of the subscriptions whose period was over in a month, how many went on.",
+        """SELECT month, sum(due) AS due, sum(renewed) AS renewed,
+    if(due = 0, NULL, round(toDecimal64(renewed, 6) / due, 4)) AS rate
+FROM bi.renewal_rate
+WHERE month >= {start:Date} AND month < {end:Date}
+GROUP BY month
+ORDER BY month""",
+    ),
+    Example(
+        "Recurring revenue",
+        "What subscriptions bring in a month as they stand now, and how much of it is going to end.",
+        """SELECT persona_id, currency, subscriptions, past_due, ending, mrr
+FROM bi.recurring_revenue
+ORDER BY persona_id, currency""",
+    ),
+    Example(
         "How far the tables are",
         "Every record before the position is in them.",
         """SELECT follower, min(position) AS position

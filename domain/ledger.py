@@ -17,10 +17,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
-from pydantic import BaseModel
 
 from domain.book import Entry
 from domain.commits import Commit, Key, KeyKnown, Loaded, Log, Redo, Remembered, Row, State, refused, state_of
@@ -116,11 +115,18 @@ class _Missing(Exception):
 UseCase = Callable[..., Any]
 
 
+class Asked(Protocol):
+    """What a use case is asked: a model, or what can say in the same bytes what was asked."""
+
+    def model_dump_json(self, *, exclude_unset: bool = False) -> str:
+        """Write what was asked; a key that is used again is held against it, for ever."""
+
+
 class Ask(NamedTuple):
     """A request on its way through the gate."""
 
     use_case: UseCase
-    command: BaseModel
+    command: Asked
     caller: Caller
     mark: Key | None
     if_match: int | None
@@ -175,13 +181,13 @@ class Case:
             self._reads[stream] = resident
         return resident.aggregate  # type: ignore[return-value]
 
-    def look(self, cls: type[A], names: Iterable[str]) -> None:
-        """Have many aggregates read in one go, before they are asked for one by one.
+    def look(self, cls: type[A], names: Iterable[str], also: Iterable[str] = ()) -> None:
+        """Have many aggregates, and further streams, read in one go before they are asked for one by one.
 
         Cost: one read for all of them, where `find` alone would take one each and decide anew after each.
         """
         ledger, looked = self._ledger, self._looked
-        streams = [f"{cls.KIND}/{name}" for name in names]
+        streams = [*(f"{cls.KIND}/{name}" for name in names), *also]
         missing = [
             s
             for s in streams
@@ -219,13 +225,18 @@ class Case:
     def create(self, cls: type[A], name: str, event: Event, tenant: str | None = None) -> A:
         """Start a stream with its first event."""
         aggregate = cls(id=name, tenant=tenant or self.caller.tenant)
-        self._reads[aggregate.stream] = _Resident(aggregate, None)
-        return self.emit(aggregate, event)
+        stream = aggregate.stream
+        resident = self._reads[stream] = _Resident(aggregate, None)
+        self._write(stream, resident, aggregate, event)
+        return aggregate
 
     def emit(self, aggregate: A, event: Event) -> A:
         """Write an event: it becomes a record, and the aggregate changes at once."""
         stream = aggregate.stream
-        resident = self._reads[stream]
+        self._write(stream, self._reads[stream], aggregate, event)
+        return aggregate
+
+    def _write(self, stream: str, resident: _Resident, aggregate: Aggregate, event: Event) -> None:
         record = Record(
             self.caller.subject,
             self.now,
@@ -251,7 +262,6 @@ class Case:
                 stream, record.version, event.TOPIC, aggregate.tenant, resident.address, leaf_hash(data), data
             )
         )
-        return aggregate
 
     def commit(self, key: Key | None) -> Commit:
         """Make the commit of what was decided; it falls with the pending ones it was decided on."""
@@ -291,8 +301,9 @@ class Ledger:
         self.next_id = next_id
         self._resident_max = resident_max
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
-        # Residents that are hardly ever read again, the oldest first.
-        self._passing: dict[str, None] = {}
+        # Residents that are hardly ever read again, the oldest first. An ordered one: what is taken from the front of a
+        # plain dict leaves holes there, over which every later look at the front has to step.
+        self._passing: OrderedDict[str, None] = OrderedDict()
         self._watched: dict[str, _Watch] = {}
         self._inflight: dict[bytes, asyncio.Future[None]] = {}
         self._remembered: OrderedDict[bytes, Remembered] = OrderedDict()
@@ -301,7 +312,7 @@ class Ledger:
     async def act(
         self,
         use_case: UseCase,
-        command: BaseModel,
+        command: Asked,
         caller: Caller,
         *,
         key: str | None = None,
@@ -572,7 +583,7 @@ class Ledger:
             self._remembered.popitem(last=False)
 
 
-def _mark(key: str, caller: Caller, use_case: UseCase, command: BaseModel, if_match: int | None) -> Key:
+def _mark(key: str, caller: Caller, use_case: UseCase, command: Asked, if_match: int | None) -> Key:
     """Make the identity of a keyed request: keys of different callers never meet."""
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
         raise InvalidIdempotencyKeyError

@@ -33,7 +33,7 @@ from domain.log.hashes import leaf_hash
 from domain.log.tiles import level_count, partial_width
 from domain.log.tree import Tree
 from ops import arrays, statements
-from ops.plans import COPY_EVENTS_MIN, Plan, copy_chunks
+from ops.plans import COPY_EVENTS_MIN, Plan, event_chunks, state_chunks
 from ops.statements import HeadMode
 from ops.wire import Wire
 
@@ -380,9 +380,16 @@ class Committer:
         cursor.execute(statements.SET_HEAD, (size, plan.root, plan.base, plan.base_root))
         if cursor.rowcount != 1:
             raise HeadMoved
-        with cursor.copy(statements.COPY_EVENTS) as copy:
-            for chunk in copy_chunks(plan):
-                copy.write(chunk)
+        for statement, chunks in (
+            (statements.COPY_EVENTS, event_chunks(plan)),
+            (statements.COPY_STATES, state_chunks(plan)),
+        ):
+            first = next(chunks, None)
+            if first is not None:
+                with cursor.copy(statement) as copy:
+                    copy.write(first)
+                    for chunk in chunks:
+                        copy.write(chunk)
         self._run(plan, HeadMode.DONE)
 
     def _run(self, plan: Plan, mode: HeadMode) -> None:

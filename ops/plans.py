@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from struct import Struct
 from typing import Any
 
@@ -54,12 +55,17 @@ class Plan:
             return None
         return HeadMode.KEEP if any(commit.key for commit in self.commits) else HeadMode.LOOK
 
+    @cached_property
+    def states(self) -> list[State]:
+        """Give the state of each changed aggregate as the whole batch leaves it."""
+        return list({(s.kind, s.id): s for c in self.commits for s in c.states}.values())
+
     def statement(self, mode: HeadMode) -> tuple[bytes, list[Parameter]]:
         """Give the statement that writes the plan, with its parameters."""
         events = bool(self.rows) and mode is HeadMode.SET
         tiles = self.growth.full_tiles if self.growth is not None else []
         keyed = any(c.key is not None for c in self.commits)
-        states = {(s.kind, s.id): s for c in self.commits for s in c.states}
+        states = self.states if mode is not HeadMode.DONE else [s for s in self.states if not _is_plain(s)]
         params: list[Parameter] = self._head_params(mode)
         if events:
             params += _event_params(self)
@@ -77,7 +83,7 @@ class Plan:
         if self.postings:
             params += money_params(self)
         if states:
-            params += state_params(list(states.values()))
+            params += state_params(states)
         parts = Parts(mode, events, bool(self.rows), bool(tiles), keyed, bool(self.postings), bool(states))
         return commit_statement(parts), params
 
@@ -175,18 +181,39 @@ _ROW_HEAD = Struct(
     "!hiqiqi"
 ).pack  # seven fields; position and version, eight bytes each; length of the stream
 _ADDRESS_HEAD = _FIELD(64)
+_STATE_HEAD = Struct("!hi").pack
+_VERSION_AND_ADDRESS = Struct("!iqi").pack
+_JSONB_HEAD = Struct("!iB").pack
+_COPY_HEAD = b"PGCOPY\n\xff\r\n\0" + _FIELD(0) + _FIELD(0)
+_COPY_END = b"\xff\xff"
 
 
-def copy_chunks(plan: Plan) -> Iterator[bytes]:
-    """Write the rows of a bulk batch as one binary COPY stream, in pieces, each read while the next is packed.
+def event_chunks(plan: Plan) -> Iterator[bytes]:
+    """Write the records of a bulk batch as one binary COPY stream, in pieces, each read while the next is packed.
 
     Source: PostgreSQL documentation, COPY, binary format.
     """
-    yield b"PGCOPY\n\xff\r\n\0" + _FIELD(0) + _FIELD(0)
+    yield _COPY_HEAD
     for start in range(0, len(plan.rows), COPY_CHUNK_ROWS):
         rows = plan.rows[start : start + COPY_CHUNK_ROWS]
         yield b"".join([part for n, row in enumerate(rows, plan.base + start) for part in _copy_row(n, row)])
-    yield b"\xff\xff"
+    yield _COPY_END
+
+
+def state_chunks(plan: Plan) -> Iterator[bytes]:
+    """Write the states of a bulk batch that can be copied in the same way; nothing where there are none."""
+    states = [state for state in plan.states if _is_plain(state)]
+    if not states:
+        return
+    yield _COPY_HEAD
+    for start in range(0, len(states), COPY_CHUNK_ROWS):
+        yield b"".join([part for s in states[start : start + COPY_CHUNK_ROWS] for part in _copy_state(s)])
+    yield _COPY_END
+
+
+def _is_plain(state: State) -> bool:
+    """Say whether a state is the first of its stream and needs only the columns that are copied."""
+    return state.version == 1 and state.deadline is None and state.parties is None and state.search is None
 
 
 def _copy_row(position: int, row: Row) -> tuple[bytes, ...]:
@@ -202,4 +229,26 @@ def _copy_row(position: int, row: Row) -> tuple[bytes, ...]:
         row.address,
         _FIELD(len(row.record)),
         row.record,
+    )
+
+
+def _copy_state(state: State) -> tuple[bytes, ...]:
+    kind, name, tenant = state.kind.encode(), state.id.encode(), state.tenant.encode()
+    status, owner = state.status.encode(), None if state.owner is None else state.owner.encode()
+    return (
+        _STATE_HEAD(8, len(kind)),
+        kind,
+        _FIELD(len(name)),
+        name,
+        _VERSION_AND_ADDRESS(8, state.version, 64),
+        state.address,
+        _FIELD(len(tenant)),
+        tenant,
+        _FIELD(-1 if owner is None else len(owner)),
+        owner or b"",
+        _FIELD(len(status)),
+        status,
+        # The first byte is the version of the binary form of jsonb.
+        _JSONB_HEAD(1 + len(state.state), 1),
+        state.state,
     )

@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from domain.errors import UnavailableError
+from ops import arrays
 
 SERVICE_ROLE = "soma_service"
 CONNECT_TIMEOUT_S = 10
@@ -82,7 +83,13 @@ def library_pool(url: str, size_max: int = 4) -> ConnectionPool[Any]:
 def reader_pool(url: str, size_max: int) -> AsyncConnectionPool[Any]:
     """Make the pool the service reads through; it must be opened on the loop that uses it."""
     kwargs = {"autocommit": True, "options": _READER, "row_factory": tuple_row}
-    return AsyncConnectionPool(url, min_size=1, max_size=size_max, kwargs=kwargs, open=False, timeout=10)
+    return AsyncConnectionPool(
+        url, min_size=1, max_size=size_max, kwargs=kwargs, open=False, timeout=10, configure=_take_arrays
+    )
+
+
+async def _take_arrays(connection: psycopg.AsyncConnection[Any]) -> None:
+    arrays.register(connection)
 
 
 @asynccontextmanager

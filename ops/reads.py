@@ -10,7 +10,6 @@ import msgspec
 from psycopg_pool import AsyncConnectionPool
 
 from domain.errors import (
-    AccountNotFoundError,
     AddressNotFoundError,
     CheckpointNotFoundError,
     PositionNotFoundError,
@@ -23,6 +22,8 @@ from domain.log.records import AGGREGATES, blank, decode
 from domain.log.tiles import TILE_WIDTH, encode_bundle, tile_width
 from domain.market.offers import Offer, Seller
 from domain.values import moment_text
+from ops import arrays
+from ops.balances import BookReader
 from ops.postgres import reading
 
 _TOLD = "SELECT position, address, record, stream, type, tenant FROM events"
@@ -58,20 +59,6 @@ class Head(NamedTuple):
     committed_at: datetime
 
 
-class Balance(NamedTuple):
-    """An account at a position.
-
-    Units: nano-units of its currency, positive on its normal side.
-    """
-
-    account: str
-    currency: str
-    side: str
-    overdraft: bool
-    balance_nano: int
-    held_nano: int
-
-
 class Deadline(NamedTuple):
     """When something of an aggregate becomes due."""
 
@@ -92,7 +79,7 @@ class RecordFilter(NamedTuple):
     contains: dict[str, Any] | None = None
 
 
-class LogReader:
+class LogReader(BookReader):
     """Reads through a pool; also the reading half of what the gate needs."""
 
     def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
@@ -124,9 +111,9 @@ class LogReader:
         pairs = [stream.partition("/")[::2] for stream in streams if "\0" not in stream]
         rows = await self._all(
             "SELECT r.kind, r.id, r.state::text, r.address FROM records r"
-            " JOIN unnest(%s::text[], %s::text[]) AS u(kind, id) USING (kind, id)",
-            [kind for kind, _ in pairs],
-            [name for _, name in pairs],
+            " JOIN unnest(%b::text[], %b::text[]) AS u(kind, id) USING (kind, id)",
+            arrays.text([kind for kind, _ in pairs]),
+            arrays.text([name for _, name in pairs]),
         )
         return {
             f"{kind}/{name}": Loaded(msgspec.json.decode(state, type=AGGREGATES[kind]), bytes(address))
@@ -209,10 +196,15 @@ class LogReader:
 
     async def firsts(self, streams: Sequence[str]) -> list[Stored]:
         """Read the first record of each of some streams."""
+        return await self.versions([(stream, 1) for stream in streams])
+
+    async def versions(self, wanted: Sequence[tuple[str, int]]) -> list[Stored]:
+        """Read records by their stream and their version there; what is not in the log is left out."""
         rows = await self._all(
-            "SELECT position, address, record FROM events WHERE stream = ANY(%s) AND version = 1"
-            " ORDER BY position",
-            list(streams),
+            "SELECT e.position, e.address, e.record FROM unnest(%s::text[], %s::bigint[]) AS w(stream, version)"
+            " JOIN events AS e USING (stream, version) ORDER BY e.position",
+            [stream for stream, _ in wanted],
+            [version for _, version in wanted],
         )
         return [Stored(*row) for row in rows]
 
@@ -522,61 +514,6 @@ class LogReader:
             limit,
         )
         return [(kind, name) for kind, name in rows]
-
-    # ------------------------------------------------------------------ money
-
-    async def balance(self, account: str, size: int | None = None) -> Balance:
-        """Read an account's balance now, or as it was in the log of a size.
-
-        Cost:   one index look-up.
-        Errors: account_not_found.
-        """
-        row = await self._one(
-            "SELECT account, currency, side, overdraft, balance_nano::text, held_nano::text FROM accounts"
-            " WHERE account = %s",
-            account,
-        )
-        if row is not None and size is not None:
-            then = await self._one(
-                "SELECT balance_nano::text, held_nano::text FROM postings WHERE account = %s AND position < %s"
-                " ORDER BY position DESC, leg DESC LIMIT 1",
-                account,
-                size,
-            )
-            row = (*row[:4], *then) if then else None
-        if row is None:
-            raise AccountNotFoundError(account=account)
-        return _balance(row)
-
-    async def balances(self, prefix: str | None = None) -> list[Balance]:
-        """List the balances of all accounts, or of those whose name starts alike."""
-        rows = await self._all(
-            "SELECT account, currency, side, overdraft, balance_nano::text, held_nano::text FROM accounts"
-            " WHERE %s::text IS NULL OR starts_with(account, %s) ORDER BY account",
-            prefix,
-            prefix,
-        )
-        return [_balance(row) for row in rows]
-
-    async def postings(
-        self, account: str, *, before: tuple[int, int] | None, limit: int
-    ) -> list[dict[str, Any]]:
-        """List what happened to an account, the latest first, before a place (position, leg)."""
-        rows = await self._all(
-            "SELECT position || '.' || leg, position, leg, amount_nano::text, hold, balance_nano::text,"
-            " held_nano::text FROM postings WHERE account = %s AND (position, leg) < (%s, %s)"
-            " ORDER BY position DESC, leg DESC LIMIT %s",
-            account,
-            *(before or (2**62, 0)),
-            limit,
-        )
-        names = ("at", "position", "leg", "amount_nano", "hold", "balance_nano", "held_nano")
-        return [dict(zip(names, row, strict=True)) for row in rows]
-
-
-def _balance(row: Sequence[Any]) -> Balance:
-    account, currency, side, overdraft, balance, held = row
-    return Balance(account, currency, side, overdraft, int(balance), int(held))
 
 
 def _conditions(wanted: RecordFilter) -> tuple[list[str], list[Any]]:

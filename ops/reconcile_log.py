@@ -15,8 +15,19 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import tuple_row
 
-from domain.billing.fingerprints import DIGESTED, ENTRIES, RECORDS, SEPARATOR, USAGE, Table, Totals
+from domain.billing.fingerprints import (
+    DIGESTED,
+    ENTRIES,
+    LINES,
+    RECORDS,
+    SALES,
+    SEPARATOR,
+    USAGE,
+    Table,
+    Totals,
+)
 from domain.errors import ReconciliationRunningError, UnavailableError
+from ops import reconcile_commerce
 from ops.postgres import connect_reconciler
 
 CANCEL_S_MAX = 5.0
@@ -29,6 +40,28 @@ _LEGS_BEFORE = (
 )
 # A name of three parts says purpose, tenant and currency; another says nothing.
 _NAMED = "array_length(string_to_array(p.posting ->> 'account', '.'), 1) = 3"
+
+# A reading is one row; a correction takes back what it replaces, and says what holds now.
+_USED = (
+    "SELECT position, 0::bigint AS leg, address, tenant, stream, version, record, NULL::text AS at,"
+    " NULL::text AS source, NULL::text AS event_id, NULL::text AS reason, 1 AS sign, 0::bigint AS reverses"
+    " FROM events WHERE type = 'usage.metered'"
+    " UNION ALL"
+    " SELECT c.position, l.leg, c.address, c.tenant, c.stream, c.version,"
+    " CASE l.leg WHEN 0 THEN b.record ELSE c.record END, n.c ->> 'at', n.f #>> '{data,source}',"
+    " n.f #>> '{data,event_id}', n.c #>> '{data,reason}', CASE l.leg WHEN 0 THEN -1 ELSE 1 END,"
+    " CASE l.leg WHEN 0 THEN b.position ELSE 0 END"
+    " FROM events AS c JOIN events AS b ON b.stream = c.stream AND b.version = c.version - 1"
+    " JOIN events AS f ON f.stream = c.stream AND f.version = 1"
+    " CROSS JOIN (VALUES (0::bigint), (1::bigint)) AS l(leg)"
+    " CROSS JOIN LATERAL (SELECT convert_from(c.record, 'UTF8')::jsonb AS c, convert_from(f.record, 'UTF8')::jsonb AS f"
+    " OFFSET 0) AS n WHERE c.type = 'usage.corrected'"
+)
+_BOUND = ":bound"
+_LATER = (
+    "SELECT FROM events AS l WHERE l.type = 'usage.corrected' AND l.stream = e.stream AND l.version = e.version + 1"
+    f" AND l.position < {_BOUND}"
+)
 
 # Each source gives the columns of its table under their names, all of them as the records state them.
 _SOURCES: dict[str, str] = {
@@ -56,9 +89,10 @@ _SOURCES: dict[str, str] = {
         " left(split_part(convert_from(e.record, 'UTF8'), '\"at\":\"', 2), 10) AS day FROM events AS e WHERE true"
     ),
     USAGE.name: (
-        "SELECT e.position, 0::bigint AS leg, e.address, j.r ->> 'at' AS at, j.d ->> 'occurred_at' AS occurred_at,"
-        " left(j.d ->> 'occurred_at', 13) AS hour, j.r ->> 'tenant' AS tenant, j.d ->> 'source' AS source,"
-        " j.d ->> 'event_id' AS event_id, j.d ->> 'provider' AS provider, j.d ->> 'model' AS model,"
+        "SELECT e.position, e.leg, e.address, coalesce(e.at, j.r ->> 'at') AS at, j.d ->> 'occurred_at' AS occurred_at,"
+        " left(j.d ->> 'occurred_at', 13) AS hour, e.tenant, coalesce(e.source, j.d ->> 'source') AS source,"
+        " coalesce(e.event_id, j.d ->> 'event_id') AS event_id, e.version, e.sign, e.reverses,"
+        " coalesce(e.reason, j.d ->> 'reason', '') AS reason, j.d ->> 'provider' AS provider, j.d ->> 'model' AS model,"
         " coalesce(j.d ->> 'rental_id', '') AS rental, coalesce(j.d ->> 'persona_id', '') AS persona,"
         " j.d ->> 'status' AS status, (j.d ->> 'requests')::bigint AS requests,"
         " (j.d ->> 'tokens_in')::bigint AS tokens_in, (j.d ->> 'tokens_out')::bigint AS tokens_out,"
@@ -66,19 +100,23 @@ _SOURCES: dict[str, str] = {
         " coalesce(j.d ->> 'latency_ms', '') AS latency_ms,"
         " trunc(coalesce((j.d #>> '{cost,amount}')::numeric, 0) * 1000000000) AS cost,"
         " coalesce(j.d #>> '{cost,currency}', '') AS currency, e.stream,"
-        " trunc(coalesce((j.d #>> '{cost,amount}')::numeric, 0) * 1000000000) AS amount"
-        " FROM events AS e CROSS JOIN LATERAL (SELECT c.r, c.r -> 'data' AS d"
+        " e.sign * trunc(coalesce((j.d #>> '{cost,amount}')::numeric, 0) * 1000000000) AS amount,"
+        f" e.sign > 0 AND NOT EXISTS ({_LATER}) AS holds"
+        f" FROM ({_USED}) AS e CROSS JOIN LATERAL (SELECT c.r, c.r -> 'data' AS d"
         " FROM (SELECT convert_from(e.record, 'UTF8')::jsonb AS r OFFSET 0) AS c OFFSET 0) AS j"
-        " WHERE e.type = 'usage.metered'"
+        " WHERE true"
     ),
+    LINES.name: reconcile_commerce.LINES,
+    SALES.name: reconcile_commerce.SALES,
 }
 _MORE: dict[str, tuple[str, ...]] = {
     ENTRIES.name: ("sum(greatest(amount, 0))", "sum(greatest(-amount, 0))"),
-    RECORDS.name: (),
+    **{table.name: () for table in (RECORDS, LINES, SALES)},
     USAGE.name: (
-        "sum(requests)", "sum(CASE status WHEN 'error' THEN requests ELSE 0 END)", "sum(tokens_in)", "sum(tokens_out)",
-        "sum(tokens_cached)", "sum(CASE latency_ms WHEN '' THEN 0 ELSE requests END)",
-        "sum(nullif(latency_ms, '')::numeric)", "max(nullif(latency_ms, '')::bigint / greatest(requests, 1))",
+        "sum(sign)", "sum(sign * requests)", "sum(CASE status WHEN 'error' THEN sign * requests ELSE 0 END)",
+        "sum(sign * tokens_in)", "sum(sign * tokens_out)", "sum(sign * tokens_cached)",
+        "sum(CASE latency_ms WHEN '' THEN 0 ELSE sign * requests END)", "sum(sign * nullif(latency_ms, '')::numeric)",
+        "max(nullif(latency_ms, '')::bigint / greatest(requests, 1)) FILTER (WHERE holds)",
     ),
 }  # fmt: skip
 _ROW_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -89,7 +127,7 @@ _ROW_COLUMNS: dict[str, tuple[str, ...]] = {
         "j ->> 'schema'", "j ->> 'at'", "j ->> 'actor'", "coalesce(j ->> 'correlation', '')",
         "coalesce(j ->> 'causation', '')", "record",
     ),
-    USAGE.name: USAGE.columns,
+    **{table.name: table.columns for table in (USAGE, LINES, SALES)},
 }  # fmt: skip
 
 
@@ -258,7 +296,7 @@ class LogSide:
         if self._given_up:
             raise UnavailableError("the reconciliation was given up")
         source, params = (
-            f"{_SOURCES[table.name]} AND e.position >= %s AND e.position < %s",
+            f"{_SOURCES[table.name]} AND e.position >= %s AND e.position < %s".replace(_BOUND, str(int(end))),
             [start, end],
         )
         if account is None:

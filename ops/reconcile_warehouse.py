@@ -12,7 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from domain.billing.fingerprints import DIGESTED, ENTRIES, RECORDS, SEPARATOR, USAGE, Table, Totals
+from domain.billing.fingerprints import (
+    DIGESTED,
+    ENTRIES,
+    LINES,
+    RECORDS,
+    SALES,
+    SEPARATOR,
+    USAGE,
+    Table,
+    Totals,
+)
 from ops.clickhouse import ClickHouse
 
 T = TypeVar("T")
@@ -35,22 +45,45 @@ _EXPRESSIONS: dict[str, dict[str, str]] = {
     },
     RECORDS.name: {"leg": "0", "at": _moment("at"), "day": "toString(toDate(at))"},
     USAGE.name: {
-        "leg": "0", "at": _moment("at"), "occurred_at": _moment("occurred_at"),
+        "at": _moment("at"), "occurred_at": _moment("occurred_at"),
         "hour": "formatDateTime(hour, '%Y-%m-%dT%H')", "cost": f"toString({_nano('cost')})",
         "latency_ms": "ifNull(toString(latency_ms), '')",
     },
+    LINES.name: {
+        **{name: _moment(name) for name in ("at", "period_start", "period_end")},
+        **{name: f"toString({_nano(name)})" for name in ("quantity", "amount")},
+        **{name: f"ifNull(toString({name}), '')" for name in ("first", "last")},
+    },
+    SALES.name: {
+        "leg": "0", "at": _moment("at"),
+        **{name: f"toString({_nano(name)})" for name in ("price", "reserved", "charged", "fee", "released")},
+        **{name: f"ifNull({_moment(name)}, '')" for name in ("period_start", "period_end", "expires_at")},
+    },
 }  # fmt: skip
-_AMOUNTS = {ENTRIES.name: _nano("amount"), RECORDS.name: "length(record)", USAGE.name: _nano("cost")}
+# What was taken back counts against what was added.
+_AMOUNTS = {
+    ENTRIES.name: _nano("amount"), RECORDS.name: "length(record)", USAGE.name: f"toInt256({_nano('cost')}) * sign",
+    LINES.name: _nano("amount"), SALES.name: _nano("charged"),
+}  # fmt: skip
+# The largest mean latency of a reading that holds: of those that were added more often than taken back.
+_MEAN = "intDiv(ifNull(latency_ms, 0), greatest(requests, 1))"
+_MEANS = f"sumMap([{_MEAN}], [toInt64(sign)])"
+LATENCY_MAX = f"arrayMax(arrayMap((mean, count) -> if(count > 0, mean, 0), {_MEANS}.1, {_MEANS}.2))"
+
+
+def _signed(column: str, where: str = "true") -> str:
+    return f"sumIf(toInt128({column}) * sign, {where})"
+
+
 _MORE: dict[str, tuple[str, ...]] = {
     ENTRIES.name: (
         f"sumIf(toInt256({_nano('amount')}), amount > 0)", f"sumIf(-toInt256({_nano('amount')}), amount < 0)",
     ),
-    RECORDS.name: (),
+    **{table.name: () for table in (RECORDS, LINES, SALES)},
     USAGE.name: (
-        "sum(toUInt128(requests))", "sumIf(toUInt128(requests), status = 'error')", "sum(toUInt128(tokens_in))",
-        "sum(toUInt128(tokens_out))", "sum(toUInt128(tokens_cached))",
-        "sumIf(toUInt128(requests), latency_ms IS NOT NULL)",
-        "sum(toUInt128(ifNull(latency_ms, 0)))", "max(intDiv(ifNull(latency_ms, 0), greatest(requests, 1)))",
+        "sum(toInt64(sign))", _signed("requests"), _signed("requests", "status = 'error'"), _signed("tokens_in"),
+        _signed("tokens_out"), _signed("tokens_cached"), _signed("requests", "latency_ms IS NOT NULL"),
+        _signed("ifNull(latency_ms, 0)"), LATENCY_MAX,
     ),
 }  # fmt: skip
 # Whether the columns of a mirrored record are those its bytes state.
@@ -68,7 +101,7 @@ _ROLLUPS: dict[str, dict[str, str]] = {
         "debits": "debits * 1000000000", "credits": "credits * 1000000000",
     },
     USAGE.name: {
-        "rows": "readings", "amount": "cost * 1000000000", "x0": "x0", "s2": "s2",
+        "amount": "cost * 1000000000", "x0": "x0", "s2": "s2",
         **{name: name for name in USAGE.more},
     },
 }  # fmt: skip
@@ -76,7 +109,9 @@ _ROLLUPS: dict[str, dict[str, str]] = {
 _IDENTITY = {
     ENTRIES.name: "tenant, account, currency, day, position, leg",
     RECORDS.name: "tenant, type, position, toYYYYMM(at)",
-    USAGE.name: "tenant, provider, model, hour, position",
+    USAGE.name: "tenant, provider, model, hour, position, leg",
+    LINES.name: "tenant, invoice_id, position, leg",
+    SALES.name: "tenant, kind, sale_id, position",
 }
 
 

@@ -42,7 +42,7 @@ from domain.errors import (
 from domain.ledger import Commit, KeyKnown, Redo, Row, State
 from domain.log.hashes import leaf_hash
 from domain.log.records import RECORD_BYTES_MAX, digest
-from ops import telemetry
+from ops import tallies, telemetry
 from ops.commit import Committer
 
 CHANNEL = "soma_log"
@@ -175,6 +175,7 @@ class LedgerRecorder(ApplicationRecorder):
         telemetry.batch_committed(
             outcomes, sum(len(c.rows) for c in known if c.position is not None), seconds
         )
+        tallies.business_committed(c for c in known if c.position is not None)
 
     def close(self) -> None:
         """Finish what is queued, refuse the rest, and give the connections back."""

@@ -254,6 +254,10 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="The platform's part of rentals, subscriptions and purchases, in millionths of what is charged.",
     )
+    timers: bool = Field(
+        True,
+        description="Whether the service ends, settles and renews what is due itself; off where `soma timers` does.",
+    )
 
     # ---- policies
     policy_dir: Path | None = Field(

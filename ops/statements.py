@@ -96,6 +96,10 @@ LOCK_HEAD = b"SELECT size, root FROM log_head FOR UPDATE"
 COPY_EVENTS = (
     b"COPY events (position, version, stream, type, tenant, address, record) FROM STDIN (FORMAT BINARY)"
 )
+# States of streams that begin in this batch, and need none of the columns left out: no row of theirs can be there.
+COPY_STATES = (
+    b"COPY records (kind, id, version, address, tenant, owner, status, state) FROM STDIN (FORMAT BINARY)"
+)
 WAS_COMMITTED = b"SELECT 1 FROM checkpoints WHERE size = %b AND root = %b"
 TAKEN_VERSIONS = (
     b"SELECT DISTINCT u.n - 1 FROM unnest(%b::text[], %b::bigint[]) WITH ORDINALITY AS u(s, v, n)"

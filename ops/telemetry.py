@@ -305,6 +305,41 @@ OFFBOARDINGS = Counter(
     registry=REGISTRY,
 )
 
+BUSINESS_RECORDS = Counter(
+    "soma_business_records",
+    "Records committed about rentals, subscriptions, purchases, invoices, credit and payouts, by type.",
+    ["type"],
+    registry=REGISTRY,
+)
+MONEY_BOOKED = Counter(
+    "soma_money_booked",
+    "Money this process booked, by purpose of the account, side and currency, in units of the currency.",
+    ["purpose", "side", "currency"],
+    registry=REGISTRY,
+)
+# A series that begins at one has no increase; what alerts are about begins at zero.
+for _type in (
+    "invoice.issued",
+    "invoice.paid",
+    "invoice.payment_failed",
+    "payout.requested",
+    "payout.failed",
+):
+    BUSINESS_RECORDS.labels(_type)
+BILLING_RUN_SECONDS = Histogram(
+    "soma_billing_run_seconds", "Time of one billing run.", buckets=_SLOW_S, registry=REGISTRY
+)
+BILLING_RUN_AT = Gauge(
+    "soma_billing_run_last_timestamp_seconds",
+    "When the last billing run of this process ended.",
+    registry=REGISTRY,
+)
+BILLING_REFUSED = Gauge(
+    "soma_billing_refused",
+    "Customers and invoices the last billing run could not bill or collect.",
+    registry=REGISTRY,
+)
+
 RELAY_RECORDS = Counter(
     "soma_relay_records", "Messages committed to Kafka, by topic.", ["topic"], registry=REGISTRY
 )
@@ -397,6 +432,15 @@ EVALUATIONS = Counter(
 )
 EVALUATION_SECONDS = Histogram(
     "soma_evaluation_seconds", "Time of one evaluation.", ["occasion"], buckets=_SLOW_S, registry=REGISTRY
+)
+
+QUOTA_REFUSALS = Counter(
+    "soma_quota_refusals", "Reservations that were refused, by code.", ["code"], registry=REGISTRY
+)
+# A series that begins at one has no increase.
+QUOTA_REFUSALS.labels("quota_exceeded")
+QUOTA_THRESHOLD_CROSSINGS = Counter(
+    "soma_quota_threshold_crossings", "Thresholds of limits that were reached.", registry=REGISTRY
 )
 
 DEAD_LETTERS_OPEN = Gauge(

@@ -12,6 +12,7 @@ a saving and no safeguard, since two that bill the same period come to one invoi
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -83,6 +84,7 @@ class BillingRun:
         Cost:   one pass over the usage since the oldest period that is due began, for each 1,000 customers.
         Errors: billing_running, unavailable.
         """
+        started_s = time.perf_counter()
         place = await Place.open(self._runtime.url, PLACE)
         try:
             try:
@@ -98,6 +100,9 @@ class BillingRun:
         tally = Tally(billed, corrected, waiting, paid, unpaid, tuple(sorted(self._refused.items())))
         if any(tally):
             log.info("billed", **tally._asdict())
+        telemetry.BILLING_RUN_SECONDS.observe(time.perf_counter() - started_s)
+        telemetry.BILLING_REFUSED.set(len(tally.refused))
+        telemetry.BILLING_RUN_AT.set_to_current_time()
         return tally
 
     # ------------------------------------------------------------------ 1  bill
@@ -244,15 +249,17 @@ class BillingRun:
                 pass
             except LedgerError as outage:
                 log.warning("billing_run_failed", code=outage.code, detail=outage.message)
+            except Exception as bug:
+                log.error("billing_run_bug", exc_info=bug)
             await asyncio.sleep(LOOK_S)
             waited_s += LOOK_S
 
     async def _look(self, for_late: bool) -> bool:
-        """Run if somebody is due, or it is time to look for late usage; timers take the money (projections.timers)."""
-        due = await self._due(Customer.KIND)
+        """Run if a period is over, a payment is due, or it is time to look for late usage."""
+        due = await self._due(Customer.KIND) or await self._due(Invoice.KIND)
         some = bool(due) or (for_late and bool(await self._any_invoice()))
         if some:
-            await self.run(collect=False)
+            await self.run()
         return some or for_late
 
     async def _any_invoice(self) -> Sequence[Any]:

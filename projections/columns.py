@@ -32,6 +32,15 @@ U64 = pa.uint64()
 
 T = TypeVar("T")
 Tables = dict[str, pa.Table]
+# A record by its stream and its version there.
+Version = tuple[str, int]
+
+
+class Earlier(NamedTuple):
+    """An earlier record that a later one is told with."""
+
+    position: int
+    record: bytes
 
 
 class Unprojected(NamedTuple):

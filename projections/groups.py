@@ -1,23 +1,39 @@
 """The groups of tables that each have a follower of their own: what they are made of, and what is recomputed from them.
 
-The tables themselves are told in migrations/clickhouse/0001_tables.sql and 0003_personas.sql.
+The tables themselves are told in migrations/clickhouse: 0001_tables.sql, 0003_personas.sql and 0004_commerce.sql.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import projections.kinds  # noqa: F401 - the groups choose among all events there are
 from domain.billing.usage import Usage
 from domain.errors import FollowerUnknownError
 from domain.log.records import EVENTS, Event, MoneyEvent
 from ops.reads import Stored
-from projections import columns, columns_billing, columns_governance, columns_market, columns_usage
-from projections.columns import Shape, Subject, Tables
+from ops.reconcile_warehouse import LATENCY_MAX
+from projections import (
+    columns,
+    columns_billing,
+    columns_commerce,
+    columns_governance,
+    columns_market,
+    columns_usage,
+)
+from projections.columns import Earlier, Shape, Subject, Tables, Version
 
-Parents = Mapping[str, Sequence[Subject]]
+
+class Known(NamedTuple):
+    """What a batch is told with besides itself: what its streams belong to, and earlier records it refers to."""
+
+    parents: Mapping[str, Sequence[Subject]] = {}
+    earlier: Mapping[Version, Earlier] = {}
+
+
+NOTHING = Known()
 
 
 @dataclass(frozen=True)
@@ -54,9 +70,11 @@ class Group:
     name: str
     shapes: tuple[Shape, ...]
     read: Callable[[Sequence[Stored]], Any]
-    tell: Callable[[Any, Parents], Tables]
+    tell: Callable[[Any, Known], Tables]
     rollup: Rollup | None = None
     has_parents: bool = False
+    # Which earlier records the records of a batch are told with.
+    refers_to: Callable[[Any], Sequence[Version]] = lambda _: ()
     # Whether an event class that is known concerns these tables; what is not known is always looked at.
     concerns: Callable[[type[Event]], bool] = lambda _: True
 
@@ -80,13 +98,19 @@ def _of(*kinds: str) -> Callable[[type[Event]], bool]:
     return lambda event: event.TOPIC.partition(".")[0] in kinds
 
 
-def _log(rows: Any, parents: Parents) -> Tables:
-    return {"records": columns.records(rows), "timelines": columns.timelines(rows, parents)}
+def _log(rows: Any, known: Known) -> Tables:
+    return {"records": columns.records(rows), "timelines": columns.timelines(rows, known.parents)}
 
 
 def _word(number: int) -> str:
     """Give eight bytes of the address as a signed number; addresses are hashes, so this is one too."""
     return f"reinterpretAsInt64(reverse(substring(address, {8 * number + 1}, 8)))"
+
+
+def _signed(column: str, where: str = "") -> str:
+    """Sum a count up, less what was taken back."""
+    said = f"toInt128({column}) * sign"
+    return f"toUInt64(sumIf({said}, {where}))" if where else f"toUInt64(sum({said}))"
 
 
 RECORDS = Group(
@@ -123,23 +147,25 @@ USAGE = Group(
     "clickhouse.usage",
     (columns_usage.USAGE,),
     columns_usage.USAGE_ROWS.read,
-    lambda rows, _: columns_usage.usage(rows),
+    lambda rows, known: columns_usage.usage(rows, known.earlier),
+    refers_to=columns_usage.corrected_versions,
     concerns=_of(Usage.KIND),
     rollup=Rollup(
         "usage_hourly",
         "usage",
         ("tenant", "provider", "model", "currency", "hour"),
         {
-            "readings": "count()",
-            "requests": "sum(requests)",
-            "errors": "sumIf(requests, status = 'error')",
-            "tokens_in": "sum(tokens_in)",
-            "tokens_out": "sum(tokens_out)",
-            "tokens_cached": "sum(tokens_cached)",
-            "timed": "sumIf(requests, latency_ms IS NOT NULL)",
-            "latency_ms": "sum(ifNull(latency_ms, 0))",
-            "latency_max": "max(intDiv(ifNull(latency_ms, 0), greatest(requests, 1)))",
-            "cost": "sum(toDecimal256(cost, 9))",
+            # Nothing is taken back before it was added, so no sum of an hour is below zero.
+            "readings": "toUInt64(sum(sign))",
+            "requests": _signed("requests"),
+            "errors": _signed("requests", "status = 'error'"),
+            "tokens_in": _signed("tokens_in"),
+            "tokens_out": _signed("tokens_out"),
+            "tokens_cached": _signed("tokens_cached"),
+            "timed": _signed("requests", "latency_ms IS NOT NULL"),
+            "latency_ms": _signed("ifNull(latency_ms, 0)"),
+            "latency_max": LATENCY_MAX,
+            "cost": "sum(toDecimal256(cost, 9) * sign)",
             "x0": f"groupBitXor({_word(0)})",
             "s2": f"sum(toInt128({_word(2)}))",
         },
@@ -157,12 +183,23 @@ GOVERNANCE = Group(
     "clickhouse.governance",
     (columns_governance.GOVERNANCE_EVENTS,),
     columns_governance.GOVERNANCE_ROWS.read,
-    columns_governance.governance,
+    lambda rows, known: columns_governance.governance(rows, known.parents),
     has_parents=True,
     concerns=_of(*columns_governance.KINDS),
 )
 
-GROUPS: dict[str, Group] = {group.name: group for group in (RECORDS, BILLING, USAGE, MARKET, GOVERNANCE)}
+COMMERCE = Group(
+    "clickhouse.commerce",
+    columns_commerce.SHAPES,
+    columns_commerce.COMMERCE_ROWS.read,
+    lambda rows, known: columns_commerce.commerce(rows, known.earlier),
+    refers_to=columns_commerce.earlier_versions,
+    concerns=_of(*columns_commerce.KINDS),
+)
+
+GROUPS: dict[str, Group] = {
+    group.name: group for group in (RECORDS, BILLING, USAGE, MARKET, GOVERNANCE, COMMERCE)
+}
 
 
 def group_of(name: str) -> Group:

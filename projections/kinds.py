@@ -13,6 +13,7 @@ import domain.billing.grants
 import domain.billing.invoices
 import domain.billing.payouts
 import domain.billing.price_books
+import domain.billing.quotas
 import domain.billing.reconciliation
 import domain.billing.usage
 import domain.feeds.webhooks

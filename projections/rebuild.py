@@ -202,7 +202,7 @@ class _Rebuild:
 
     async def _follow(self, end: int) -> int:
         """Fill the next tables with every record before an end, and settle their sums."""
-        sink = Warehouse(self._group.name, self._url, self._clickhouse, self._reader.firsts, suffix=NEXT)
+        sink = Warehouse(self._group.name, self._url, self._clickhouse, self._reader.versions, suffix=NEXT)
         follower = Follower(sink.name, sink, self._url, self._listener, linger_s=0, progress=self._progress)
         started_s = time.monotonic()
         start = await sink.open()

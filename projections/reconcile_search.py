@@ -20,6 +20,8 @@ BUCKET = 8_192
 LEAF = 256
 LISTED_MAX = 100
 ROWS_MAX = 500_000
+# Columns in nano-units.
+AMOUNTS = frozenset({"amount", "cost", "quantity", "price", "reserved", "charged", "fee", "released"})
 
 Row = dict[str, Any]
 
@@ -224,7 +226,7 @@ def shown(column: str, value: Any) -> str:
         return address_text(value)
     if column == "record":
         return f"{len(value)} bytes, {address_text(digest(value))}"
-    if column in ("amount", "cost"):
+    if column in AMOUNTS:
         return units(int(value))
     return str(value)[:TEXT_MAX]
 

@@ -1,7 +1,7 @@
 """All followers of one process: each by its name, each kept running, none stopped by another's trouble.
 
 clickhouse.records  clickhouse.billing  clickhouse.usage  clickhouse.market     tables of ClickHouse
-clickhouse.governance
+clickhouse.governance  clickhouse.commerce
 kafka.relay         kafka.ingest                                              only where a broker is named
 webhooks            nightly                                                   deliveries; reconciliation
 """
@@ -129,7 +129,7 @@ def _work(name: str, runtime: Runtime, listener: Listener, clickhouses: ClickHou
             if name == "nightly":
                 await Nightly(runtime, clickhouse).run()
             report = letters_to(DeadLetters(runtime.reader.pool), name)
-            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts, report=report)
+            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.versions, report=report)
             await Follower(name, sink, runtime.url, listener).run()
 
     return work

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from enum import IntEnum
 from typing import Any
 
@@ -30,9 +31,19 @@ from ops.clickhouse import ClickHouse
 from ops.dead_letters import DeadLetters, Letter
 from ops.positions import Place
 from ops.reads import Stored
-from projections.columns import RECORD_ROWS, Rows, Subject, Unprojected, adopt, by_month, orphans
+from projections.columns import (
+    RECORD_ROWS,
+    Earlier,
+    Rows,
+    Subject,
+    Unprojected,
+    Version,
+    adopt,
+    by_month,
+    orphans,
+)
 from projections.follower import BATCH_MAX, Batch, HandoverError
-from projections.groups import GROUPS, group_of
+from projections.groups import GROUPS, Known, group_of
 
 log = telemetry.logger(__name__)
 
@@ -60,7 +71,7 @@ class State(IntEnum):
     ADVANCED = 7
 
 
-Firsts = Callable[[Sequence[str]], Awaitable[Sequence[Stored]]]
+Versions = Callable[[Sequence[Version]], Awaitable[Sequence[Stored]]]
 Report = Callable[[Sequence[Unprojected]], Awaitable[None]]
 
 
@@ -85,7 +96,7 @@ def letters_to(letters: DeadLetters, follower: str) -> Report:
 
 
 class Warehouse:
-    """One group of tables in ClickHouse, kept by one follower. `firsts` reads the first records of streams.
+    """One group of tables in ClickHouse, kept by one follower. `versions` reads records by stream and version.
 
     With the suffix `_next` it fills the tables that a rebuild puts in the place of the live ones.
     """
@@ -95,7 +106,7 @@ class Warehouse:
         name: str,
         url: str,
         clickhouse: ClickHouse,
-        firsts: Firsts,
+        versions: Versions,
         *,
         report: Report = _say,
         observe: Callable[[State], None] = lambda _: None,
@@ -107,7 +118,7 @@ class Warehouse:
         self.name = name + suffix.replace("_", ".")
         self._clickhouse = clickhouse
         self._url = url
-        self._firsts = firsts
+        self._versions = versions
         self._report = report
         self._observe = observe
         self._suffix = suffix
@@ -152,7 +163,8 @@ class Warehouse:
         rows = await asyncio.to_thread(self.group.read, batch.records)
         if self.group.has_parents:
             await self._know_parents(rows)
-        return batch._replace(prepared=(rows, await asyncio.to_thread(self.group.tell, rows, self._parents)))
+        known = Known(self._parents, await self._earlier(rows))
+        return batch._replace(prepared=(rows, await asyncio.to_thread(self.group.tell, rows, known)))
 
     async def apply(self, batch: Batch) -> None:
         """Apply a batch; applying it again, or a part of it, or more than it, changes nothing.
@@ -288,6 +300,26 @@ class Warehouse:
         unknown = orphans(rows, self._parents)
         if unknown:
             self._parents.update({stream: [] for stream in unknown})
-            self._parents.update(adopt(RECORD_ROWS.read(await self._firsts(unknown))))
+            firsts = await self._versions([(stream, 1) for stream in unknown])
+            self._parents.update(adopt(RECORD_ROWS.read(firsts)))
         while len(self._parents) > PARENTS_MAX:
             del self._parents[next(iter(self._parents))]
+
+    async def _earlier(self, rows: Rows[Any]) -> dict[Version, Earlier]:
+        """Find the earlier records that a batch refers to: in the batch, or in the log."""
+        wanted = set(self.group.refers_to(rows))
+        if not wanted:
+            return {}
+        found = _versions_in(rows, wanted)
+        if missing := sorted(wanted - found.keys()):
+            found |= _versions_in(RECORD_ROWS.read(await self._versions(missing)), wanted)
+        return found
+
+
+def _versions_in(rows: Rows[Any], wanted: AbstractSet[Version]) -> dict[Version, Earlier]:
+    """Pick records by stream and version."""
+    return {
+        (envelope.stream, envelope.version): Earlier(stored.position, stored.record)
+        for envelope, stored in zip(rows.envelopes, rows.stored, strict=True)
+        if (envelope.stream, envelope.version) in wanted
+    }

@@ -126,7 +126,7 @@ async def list_line_records(
     `/v1/log/proofs` proves each of them; their number and the sum of their addresses are the line's evidence.
     """
     invoice = await own(opened, who, Invoice, invoice_id, InvoiceNotFoundError)
-    number = _line(invoice, line)
+    number = line_number(invoice, line)
     drawn = await drawn_again(opened.reader, invoice)
     found = await usage_readings(
         opened.reader.pool,
@@ -141,7 +141,11 @@ async def list_line_records(
     return json_response(shown | {"known_at": invoice.known_at} | msgspec.to_builtins(beside))
 
 
-def _line(invoice: Invoice, line: str) -> int:
+def line_number(invoice: Invoice, line: str) -> int:
+    """Read the number of a line of an invoice; 0 is the first.
+
+    Errors: invoice_line_not_found.
+    """
     count = len(invoice.made.lines)
     if not (line.isascii() and line.isdigit() and len(line) < 6 and int(line) < count):
         raise InvoiceLineNotFoundError(invoice=invoice.id, line=line, line_count=count)
@@ -201,7 +205,7 @@ async def get_note(credit_note_id: Id, opened: Open, who: Who) -> Response:
 
 @router.post("/payouts", status_code=201, responses=shows(Payout, 201))
 async def request_payout(command: RequestPayout, opened: Open, who: Who, sent: Sent) -> Response:
-    """Ask for money of the caller's wallet; it is reserved at once."""
+    """Ask for earnings of the caller's tenant to be paid out; they are reserved at once."""
     return await act(opened, payouts.request_payout, command, who, sent, status=201)
 
 
@@ -234,5 +238,5 @@ async def confirm_payout(payout_id: Id, body: ConfirmBody, opened: Open, who: Wh
 
 @router.post("/payouts/{payout_id}/fail", responses=shows(Payout))
 async def fail_payout(payout_id: Id, body: FailBody, opened: Open, who: Who, sent: Sent) -> Response:  # type: ignore[valid-type]
-    """Say that the money did not leave; it is the tenant's again."""
+    """Say that the money did not leave; it is among the tenant's earnings again."""
     return await act(opened, payouts.fail_payout, completed(FailPayout, body, payout_id=payout_id), who, sent)

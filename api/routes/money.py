@@ -1,4 +1,4 @@
-"""Money over HTTP: wallets, deposits, withdrawals, transfers, postings and the trial balance."""
+"""Money over HTTP: wallets, earnings, deposits, withdrawals, transfers, postings and the trial balance."""
 
 from __future__ import annotations
 
@@ -35,14 +35,24 @@ from domain.billing.accounts import Account, Payment
 from domain.errors import AccountNotFoundError, InvalidCursorError, TransferNotFoundError
 from domain.ledger import Caller
 from domain.values import print_nano
-from ops.reads import Balance, RecordFilter
+from ops.balances import Balance
+from ops.reads import RecordFilter
+from projections.columns_billing import owner_of
+from projections.trial_balance import trial_balance as summed_up
 
 router = APIRouter(prefix="/v1", tags=["money"], route_class=JsonRoute)
 
 SEE_ALL_MONEY = frozenset({"operator", "auditor", "billing"})
 
 BALANCE = object_of(
-    account="string", currency="string", side="string", balance="string", held="string", available="string"
+    account="string",
+    purpose="string",
+    tenant="string",
+    currency="string",
+    side="string",
+    balance="string",
+    held="string",
+    available="string",
 )
 POSTING = object_of(
     at="string",
@@ -53,12 +63,27 @@ POSTING = object_of(
     balance="string",
     held="string",
 )
+PURPOSE = object_of(
+    purpose="string",
+    side="string",
+    account_count="integer",
+    balance="string",
+    held="string",
+    available="string",
+)
 TRIAL = object_of(
+    size="integer",
     balanced="boolean",
     currencies={
         "type": "array",
         "items": object_of(
-            currency="string", debits="string", credits="string", held="string", balanced="boolean"
+            currency="string",
+            debits="string",
+            credits="string",
+            held="string",
+            escrow="string",
+            balanced="boolean",
+            accounts={"type": "array", "items": PURPOSE},
         ),
     },
 )
@@ -66,8 +91,11 @@ TRIAL = object_of(
 
 def _shown(balance: Balance) -> dict[str, Any]:
     currency = balance.currency
+    purpose, tenant = owner_of(balance.account)
     return {
         "account": balance.account,
+        "purpose": purpose,
+        "tenant": tenant,
         "currency": currency,
         "side": balance.side,
         "balance": print_nano(balance.balance_nano, currency),
@@ -77,8 +105,7 @@ def _shown(balance: Balance) -> dict[str, Any]:
 
 
 def _check_own(who: Caller, account: str) -> None:
-    parts = account.split(".")
-    if not who.roles & SEE_ALL_MONEY and (len(parts) != 3 or parts[1] != who.tenant):
+    if not who.roles & SEE_ALL_MONEY and owner_of(account)[1] != who.tenant:
         raise AccountNotFoundError(account=account)
 
 
@@ -89,11 +116,11 @@ async def open_account(command: accounts.OpenAccount, opened: Open, who: Who, se
 
 
 @router.get("/accounts", responses=answers(page_of(BALANCE)))
-async def list_accounts(opened: Open, who: Who) -> Response:
-    """List accounts with their balances: the caller's, or all for those who keep the books."""
-    balances = await opened.reader.balances()
+async def list_accounts(opened: Open, who: Who, as_of: AsOf = None) -> Response:
+    """List balances, now or as of a position or time: the caller's, or everybody's for those who keep the books."""
+    balances = await opened.reader.balances(size=await size_as_of(opened, as_of))
     if not who.roles & SEE_ALL_MONEY:
-        balances = [b for b in balances if b.account.split(".")[1] == who.tenant]
+        balances = [b for b in balances if owner_of(b.account)[1] == who.tenant]
     return json_response({"items": [_shown(b) for b in balances], "next": None})
 
 
@@ -147,6 +174,14 @@ async def transfer(command: accounts.TransferMoney, opened: Open, who: Who, sent
     return await act(opened, accounts.transfer, command, who, sent, status=201)
 
 
+@router.post("/earnings/transfers", status_code=201, responses=shows(Payment, 201))
+async def transfer_earnings(
+    command: accounts.TransferEarnings, opened: Open, who: Who, sent: Sent
+) -> Response:
+    """Move a part of what the caller's tenant earned into its wallet, where it can be spent."""
+    return await act(opened, accounts.transfer_earnings, command, who, sent, status=201)
+
+
 @router.get("/transfers", responses=lists(Payment))
 async def list_transfers(opened: Open, who: Who, limit: Limit = 100, cursor: Cursor = None) -> Response:
     """List the transfers the caller made, the newest first."""
@@ -161,24 +196,14 @@ async def get_transfer(transfer_id: Id, opened: Open, who: Who) -> Response:
 
 
 @router.get("/trial_balance", responses=answers(TRIAL))
-async def trial_balance(opened: Open, who: Who) -> Response:
-    """Sum all accounts by currency: debits must equal credits, and the service says whether they do."""
+async def trial_balance(opened: Open, who: Who, as_of: AsOf = None) -> Response:
+    """Sum all accounts by currency and purpose, now or as of a position or time.
+
+    Debits must equal credits, and the service says whether they do. `escrow` is what is held on wallets. The answer for
+    a position never changes; `size` is the number of records it is of.
+    """
     need_role(who, "operator", "auditor", "billing")
-    debits: dict[str, int] = {}
-    credited: dict[str, int] = {}
-    held: dict[str, int] = {}
-    for balance in await opened.reader.balances():
-        side = debits if balance.side == "debit" else credited
-        side[balance.currency] = side.get(balance.currency, 0) + balance.balance_nano
-        held[balance.currency] = held.get(balance.currency, 0) + balance.held_nano
-    rows = [
-        {
-            "currency": currency,
-            "debits": print_nano(debits.get(currency, 0), currency),
-            "credits": print_nano(credited.get(currency, 0), currency),
-            "held": print_nano(held[currency], currency),
-            "balanced": debits.get(currency, 0) == credited.get(currency, 0),
-        }
-        for currency in sorted(held)
-    ]
-    return json_response({"currencies": rows, "balanced": all(row["balanced"] for row in rows)})
+    size = await size_as_of(opened, as_of)
+    if size is None:
+        size = await opened.reader.size()
+    return json_response(summed_up(await opened.reader.balances(size=size), size))

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from api.http import (
+    WRITE_PROBLEMS,
     AsOf,
     Cursor,
     Id,
@@ -58,6 +59,7 @@ ChangeBody = body_of(renting.ChangePlan, "subscription_id")
 Epoch = Annotated[
     int | None, Query(ge=1, le=2**53, description="The epoch of a token that is to be held against it.")
 ]
+_QUOTED = {"$ref": "#/components/schemas/RentalQuote"}
 _ENTITLED = object_of(
     granted="boolean",
     why={"enum": ["granted", "not_activated", "over", "revoked", "stale_epoch"]},
@@ -85,6 +87,20 @@ async def rent_persona(
     """Rent a persona for a time; the price is reserved, and the time runs from the activation on."""
     command = completed(renting.RentPersona, body, persona_id=persona_id)
     return printed(await _asking(request, renting.rent, command, who, sent, priced=True), 201)
+
+
+@router.post("/personas/{persona_id}/rent/quote", responses=answers(_QUOTED, WRITE_PROBLEMS))
+async def quote_rental(
+    persona_id: Id,
+    body: RentBody,  # type: ignore[valid-type]
+    request: Request,
+    opened: Open,
+    who: Who,
+) -> Response:
+    """Say what a rental would reserve, and what has to be accepted for it; nothing is written."""
+    command = completed(renting.RentPersona, body, persona_id=persona_id)
+    answer = await act_judged(opened.ledger, engine_of(request), renting.quote_rental, command, who)
+    return Response(answer.body, media_type="application/json")
 
 
 @router.get("/rentals", responses=lists(Rental))

@@ -40,6 +40,7 @@ from api.http import (
     shows,
 )
 from api.routes.market import show
+from domain.billing.readings import Readings, read_readings
 from domain.billing.usage import (
     READINGS_MAX,
     CorrectUsage,
@@ -96,19 +97,34 @@ class UsagePart(MeterUsage):
     count: int = Field(ge=1)
 
 
-async def _command(request: Request) -> MeterUsage:
+Part = Readings | UsagePart
+
+
+async def _parts(request: Request, who: Who) -> Sequence[Part]:
     """Read the readings in a thread: thousands of them would keep everybody else waiting."""
-    return await asyncio.to_thread(_read, await json_bytes(request))
+    return await asyncio.to_thread(_read, await json_bytes(request), who.tenant)
 
 
-def _read(data: bytes) -> MeterUsage:
+def _read(data: bytes, tenant: str) -> Sequence[Part]:
+    parts: Sequence[Part] = read_readings(data, PART) or _read_one_by_one(data)
+    for part in parts:
+        part.names(tenant)  # kept: the loop need not work them out
+    return parts
+
+
+def _read_one_by_one(data: bytes) -> Sequence[Part]:
+    """Read each reading by itself, so that one that is none does not take others with it."""
     try:
-        return MeterUsage.model_validate(parse_json(data))
+        readings = MeterUsage.model_validate(parse_json(data)).readings
     except ValidationError as error:
         faults = error.errors(include_url=False, include_input=False, include_context=False)
         raise RequestValidationError(
             [fault | {"loc": ("body", *fault["loc"])} for fault in faults]
         ) from error
+    return [
+        UsagePart(readings=readings[start : start + PART], part=start // PART, count=len(readings))
+        for start in range(0, len(readings), PART)
+    ]
 
 
 @router.post(
@@ -117,11 +133,11 @@ def _read(data: bytes) -> MeterUsage:
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": BODY}}}},
 )
 async def meter(
-    command: Annotated[MeterUsage, Depends(_command)], opened: Open, who: Who, sent: Sent
+    parts: Annotated[Sequence[Part], Depends(_parts)], opened: Open, who: Who, sent: Sent
 ) -> Response:
     """Take usage readings in, 1 to 10,000; say how many were new, how many known, and which were rejected."""
-    parts = _parts(command)
-    taken = await asyncio.gather(*(_take(opened, who, sent, part) for part in parts), return_exceptions=True)
+    takings = [_take(opened, who, sent, number, part) for number, part in enumerate(parts)]
+    taken = await asyncio.gather(*takings, return_exceptions=True)
     for outcome in taken:
         if isinstance(outcome, BaseException):
             # What the other parts took stays taken; whoever sends all of it again hears of duplicates.
@@ -129,18 +145,10 @@ async def meter(
     return json_response(_summed([outcome for outcome in taken if isinstance(outcome, Answer)]))
 
 
-def _parts(command: MeterUsage) -> list[UsagePart]:
-    readings = command.readings
-    return [
-        UsagePart(readings=readings[start : start + PART], part=start // PART, count=len(readings))
-        for start in range(0, len(readings), PART)
-    ]
-
-
-async def _take(opened: Runtime, who: Caller, sent: Envelope, part: UsagePart) -> Answer:
+async def _take(opened: Runtime, who: Caller, sent: Envelope, number: int, part: Part) -> Answer:
     key = sent.key
-    if key is not None and part.part:
-        key = f"{sha256(key.encode()).hexdigest()}-{part.part}"
+    if key is not None and number:
+        key = f"{sha256(key.encode()).hexdigest()}-{number}"
     return await opened.ledger.act(meter_usage, part, who, key=key, correlation=sent.correlation)
 
 

@@ -1,7 +1,8 @@
-"""Accounts and plain transfers: wallets of tenants, and the platform's cash, fees and other sides of them.
+"""Accounts and plain transfers: wallets and earnings of tenants, and the platform's cash, fees and other sides.
 
 An account's name says whose it is: `wallet.acme.USD`, `cash.platform.USD`. Balances live in the book the commit keeps;
-an aggregate here is only the fact that the account is open.
+an aggregate here is only the fact that the account is open. What a tenant sells is paid into its earnings, what it
+spends comes from its wallet; what was earned leaves by a payout or becomes spendable by a transfer to the own wallet.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from domain.book import Open, payment
-from domain.errors import AmountInvalidError, ForbiddenError, SameAccountError
+from domain.errors import AccountNotFoundError, AmountInvalidError, ForbiddenError, SameAccountError
 from domain.fields import Command
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, MoneyEvent, Record
@@ -18,6 +19,8 @@ from domain.values import Money, Tenant
 PLATFORM = "platform"
 SIDES: dict[str, Literal["debit", "credit"]] = {
     "wallet": "credit",
+    # What a tenant was paid for what it sells.
+    "earnings": "credit",
     "cash": "debit",
     "fees": "credit",
     # What customers owe, and what they have paid before.
@@ -144,6 +147,13 @@ class TransferMoney(Command):
     memo: str = ""
 
 
+class TransferEarnings(Command):
+    """Move a part of what the caller's tenant earned into its wallet."""
+
+    amount: Money
+    memo: str = ""
+
+
 @allow("provider", "owner", "operator", "billing")
 def open_wallet(case: Case, command: OpenAccount) -> Account:
     """Open the caller's wallet; opening an open one changes nothing.
@@ -190,6 +200,20 @@ def transfer(case: Case, command: TransferMoney) -> Payment:
     if source == target:
         raise SameAccountError
     return _pay(case, source, target, command.amount, command.memo)
+
+
+@allow("provider", "owner", "billing")
+def transfer_earnings(case: Case, command: TransferEarnings) -> Payment:
+    """Make earnings spendable: they move into the wallet of the same tenant, which is opened if need be.
+
+    Errors: account_not_found, insufficient_funds, invalid_amount.
+    """
+    tenant, currency = case.caller.tenant, command.amount.currency
+    source = account_name("earnings", tenant, currency)
+    if case.find(Account, source) is None:
+        raise AccountNotFoundError("nothing was earned in this currency yet", account=source)
+    wallet = ensure(case, "wallet", tenant, currency)
+    return _pay(case, source, wallet, command.amount, command.memo)
 
 
 def _pay(case: Case, source: str, target: str, amount: Money, memo: str) -> Payment:

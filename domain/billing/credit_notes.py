@@ -1,4 +1,4 @@
-"""Credit notes: a part of an invoice taken back, never more than was billed, each with its reason.
+"""Credit notes: a part of an invoice taken back, never more than its period was billed, each with its reason.
 
 What is still due is taken from first; what was paid comes back as credit, or into the wallet. The tax in it is the
 invoice's own tax in proportion, counted over all credit notes together, so that crediting all of an invoice in any
@@ -7,16 +7,17 @@ number of steps gives back exactly its tax.
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from domain.billing.accounts import PLATFORM, ensure
+from domain.billing.booking import tax_in
 from domain.billing.customers import Customer
 from domain.billing.grants import grant_credit
-from domain.billing.invoices import Invoice
-from domain.billing.rating import minor_nano, round_nano
+from domain.billing.invoices import Invoice, documents_of
+from domain.billing.rating import minor_nano
 from domain.book import Posting, Transfer
 from domain.errors import (
     AmountInvalidError,
@@ -100,7 +101,7 @@ def credit_invoice(case: Case, command: CreditInvoice) -> CreditNote:
     """
     invoice = case.get(Invoice, command.invoice_id, InvoiceNotFoundError)
     customer = case.get(Customer, invoice.tenant, CustomerNotFoundError)
-    _check_amount(invoice, command.amount)
+    _check_amount(case, invoice, command.amount)
     parts = _divide(invoice, command.amount.nano)
     currency = command.amount.currency
     number = f"CN-{customer.id}-{customer.credit_note_count + 1:06d}"
@@ -127,36 +128,35 @@ def credit_invoice(case: Case, command: CreditInvoice) -> CreditNote:
     return note
 
 
-def _check_amount(invoice: Invoice, amount: Money) -> None:
+def _check_amount(case: Case, invoice: Invoice, amount: Money) -> None:
     assert invoice.owed is not None
-    assert invoice.credited is not None
     if amount.currency != invoice.owed.currency:
         raise CurrencyMismatchError(invoice=invoice.owed.currency, asked=amount.currency)
     if amount.nano <= 0 or amount.nano % minor_nano(amount.currency):
         raise AmountInvalidError("a credit is a payable amount, more than nothing", got=amount.amount)
-    left = invoice.owed.nano - invoice.credited.nano
+    left = min(_left([invoice]), _left(documents_of(case, invoice)))
     if amount.nano > left:
         raise CreditTooLargeError(
             left=print_nano(max(0, left), amount.currency), asked=amount.amount, invoice=invoice.id
         )
 
 
+def _left(documents: Sequence[Invoice]) -> int:
+    """Give what documents billed together less what was taken back of them; corrections may have given back too.
+
+    Units: nano-units.
+    """
+    return sum(one.billed.owed - one.billed.credited for one in documents)
+
+
 def _divide(invoice: Invoice, nano: int) -> _Parts:
     assert invoice.owed is not None
-    assert invoice.credited is not None
     assert invoice.due is not None
-    before = invoice.credited.nano
-    tax = _tax_of(invoice, before + nano) - _tax_of(invoice, before)
+    owed, tax, before = invoice.billed
+    currency = invoice.owed.currency
+    tax = tax_in(tax, owed, before + nano, currency) - tax_in(tax, owed, before, currency)
     off_due = min(nano, invoice.due.nano)
     return _Parts(tax, off_due, nano - off_due)
-
-
-def _tax_of(invoice: Invoice, credited: int) -> int:
-    """Give the tax in the first so many nano-units credited of an invoice."""
-    assert invoice.owed is not None
-    assert invoice.tax is not None
-    owed = invoice.owed.nano
-    return round_nano(Fraction(invoice.tax.nano * credited, owed), invoice.owed.currency) if owed else 0
 
 
 def _booked(case: Case, tenant: str, target: Target, amount: Money, parts: _Parts) -> Transfer:

@@ -268,12 +268,15 @@ def enroll(case: Case, command: Enroll) -> Customer:
 def replan(case: Case, command: Enroll) -> Customer:
     """Agree on another plan; it holds from the next period on. The currency stays what it was.
 
-    Errors: currency_mismatch, customer_not_found, price_book_not_found, version_mismatch.
+    A book without a price for the moment at which that period begins would leave it unbilled for ever.
+    Errors: currency_mismatch, customer_not_found, price_book_not_found, price_not_in_force, version_mismatch.
     """
     customer = case.get(Customer, command.tenant, CustomerNotFoundError)
     case.match_version(customer)
     plan = _plan(case, command)
     _check_same_currency(customer, plan.currency)
+    book = case.get(PriceBook, plan.book, PriceBookNotFoundError)
+    book.in_force(moment_text(customer.next_period().end))
     return case.emit(customer, Customer.Replanned(plan=plan))
 
 

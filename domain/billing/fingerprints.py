@@ -75,15 +75,38 @@ USAGE = Table(
     "usage",
     "clickhouse.usage",
     (
-        "position", "leg", "address", "at", "occurred_at", "hour", "tenant", "source", "event_id", "provider", "model",
-        "rental", "persona", "status", "requests", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "cost",
-        "currency",
+        "position", "leg", "address", "at", "occurred_at", "hour", "tenant", "source", "event_id", "version", "sign",
+        "reverses", "reason", "provider", "model", "rental", "persona", "status", "requests", "tokens_in", "tokens_out",
+        "tokens_cached", "latency_ms", "cost", "currency",
     ),
     ("tenant", "provider", "model", "currency", "hour"),
-    ("requests", "errors", "tokens_in", "tokens_out", "tokens_cached", "timed", "latency_ms", "latency_max"),
+    (
+        "readings", "requests", "errors", "tokens_in", "tokens_out", "tokens_cached", "timed", "latency_ms",
+        "latency_max",
+    ),
     "usage_hourly",
 )  # fmt: skip
-TABLES = (ENTRIES, RECORDS, USAGE)
+LINES = Table(
+    "invoice_lines",
+    "clickhouse.commerce",
+    (
+        "position", "leg", "address", "at", "tenant", "invoice_id", "entry", "line", "line_of", "period_start",
+        "period_end", "charge", "meter", "description", "quantity", "quantity_exact", "amount", "exact", "rounding",
+        "currency", "events", "first", "last", "fingerprint",
+    ),
+    ("tenant", "invoice_id"),
+)  # fmt: skip
+SALES = Table(
+    "sale_events",
+    "clickhouse.commerce",
+    (
+        "position", "leg", "address", "at", "tenant", "kind", "sale_id", "event", "version", "seller", "persona_id",
+        "capsule", "currency", "fee_share", "price", "every", "minutes", "reserved", "charged", "fee", "released",
+        "used_s", "period_start", "period_end", "expires_at", "reason",
+    ),
+    ("tenant", "kind", "persona_id"),
+)  # fmt: skip
+TABLES = (ENTRIES, RECORDS, USAGE, LINES, SALES)
 
 # What the digest of a row is taken over, besides records, where it is their bytes.
 DIGESTED: dict[str, tuple[str, ...]] = {
@@ -92,9 +115,11 @@ DIGESTED: dict[str, tuple[str, ...]] = {
         "stream", "record_tenant", "actor",
     ),
     "usage": (
-        "position", "at", "occurred_at", "hour", "tenant", "source", "event_id", "provider", "model", "rental",
-        "persona", "status", "requests", "tokens_in", "tokens_out", "tokens_cached", "latency_ms", "cost", "currency",
+        "position", "leg", "at", "occurred_at", "hour", "tenant", "source", "event_id", "version", "sign", "reverses",
+        "reason", "provider", "model", "rental", "persona", "status", "requests", "tokens_in", "tokens_out",
+        "tokens_cached", "latency_ms", "cost", "currency",
     ),
+    **{table.name: tuple(c for c in table.columns if c != "address") for table in (LINES, SALES)},
 }  # fmt: skip
 
 

@@ -26,19 +26,22 @@ from domain.errors import (
 )
 from domain.fields import Command, Id, Moment, Text
 from domain.ledger import Case, allow
-from domain.log.records import Aggregate, MoneyEvent, Record
+from domain.log.records import Aggregate, Event, MoneyEvent, Record
 from domain.values import Money, Tenant
 
 GRANTS_MAX = 200
 
-Source = Literal["paid", "promotion", "correction"]
+Source = Literal["paid", "promotion", "correction", "prepaid"]
 # From where each kind of credit comes, and to where it goes when it expires.
 _FROM = {"paid": "wallet", "promotion": "promotions"}
-_TO = {"paid": "revenue", "promotion": "promotions", "correction": "revenue"}
+_TO = {"paid": "revenue", "promotion": "promotions", "correction": "revenue", "prepaid": "revenue"}
 
 
 class Grant(Aggregate):
-    """An amount of credit: what is left of it only goes down, by invoices, or at once when it expires."""
+    """An amount of credit: what is left of it goes down by invoices, or at once when it expires.
+
+    Only what is paid ahead grows: the reservations of a period that were used become one grant, not hundreds.
+    """
 
     KIND = "grant"
 
@@ -67,6 +70,17 @@ class Grant(Aggregate):
             grant.priority = self.priority
             grant.expires_at = self.expires_at
             grant.reference = self.reference
+
+    class Grown(Event, frozen=True):
+        """More was paid ahead; the event of the quota moves the money."""
+
+        TOPIC = "grant.grown"
+
+        amount: Money
+
+        def apply(self, grant: Grant, record: Record) -> None:
+            grant.amount = self.amount if grant.amount is None else grant.amount + self.amount
+            grant.left = grant.left + self.amount
 
     class Burned(MoneyEvent, frozen=True):
         """An invoice was paid with a part of it."""
@@ -152,7 +166,7 @@ def grant_credit(
     expires_at: str | None = None,
     reference: str | None = None,
 ) -> Grant:
-    """Add a grant to a customer's credits; one by a correction is booked by the correction itself.
+    """Add a grant to a customer's credits; one by a correction, or paid ahead, is booked by what brings it.
 
     Errors: currency_mismatch, too_many_grants.
     """
@@ -174,6 +188,11 @@ def grant_credit(
     made = case.create(Grant, case.new_id("grant"), granted, tenant=customer.id)
     case.emit(customer, Customer.CreditAdded(grant=made.id))
     return made
+
+
+def grow_grant(case: Case, made: Grant, amount: Money) -> Grant:
+    """Add to a grant what was paid ahead."""
+    return case.emit(made, Grant.Grown(amount=amount))
 
 
 def burn_grant(case: Case, customer: Customer, name: str, amount: Money, invoice: str) -> None:

@@ -5,7 +5,8 @@
 
 What comes later for a period that was billed does not touch its invoice. A correction is a document of its own: it
 reverses the last document of that period and enters it anew with everything known by then, keeps the period of the
-service, and is booked when it is made. What it gives back is credit of the customer. Drawing up twice from the same log
+service, and is booked when it is made. What it gives back, less what credit notes have given back before it, is credit
+of the customer. Drawing up twice from the same log
 comes to the same bytes, and a correction with nothing to correct is refused.
 """
 
@@ -21,14 +22,15 @@ from pydantic import Field
 
 from domain.billing.accounts import PLATFORM, account_name, ensure
 from domain.billing.bills import Bill, Terms, bill
+from domain.billing.booking import Billed, booked, change_of, columns_of
 from domain.billing.customers import Customer
 from domain.billing.grants import Grant, burn_grant, grant_credit
-from domain.billing.metering import Evidence, Used, rate_usage
+from domain.billing.metering import Evidence, Proven, Used, rate_usage
 from domain.billing.periods import Period
 from domain.billing.price_books import PriceBook, PriceSheet, sheet_name
 from domain.billing.prices import decimal_of
 from domain.billing.rating import print_exact, read_exact
-from domain.book import Entry, Posting, Transfer
+from domain.book import Posting, Transfer
 from domain.errors import (
     CustomerNotFoundError,
     InvoiceNotFoundError,
@@ -194,6 +196,11 @@ class Invoice(Aggregate):
         return self.bill
 
     @property
+    def billed(self) -> Billed:
+        sums = (self.owed, self.tax, self.credited)
+        return Billed(*(0 if money is None else money.nano for money in sums))
+
+    @property
     def period(self) -> Period:
         return Period(moment_of(self.period_start), moment_of(self.period_end))
 
@@ -234,11 +241,10 @@ def draw_up(parts: Sequence[Part], terms: Terms, at: str) -> DrawnUp:
 
     Errors: currency_mismatch, invoice_too_large.
     """
-    proven = [
-        (part, one)
-        for part in parts
-        for one in rate_usage(part.sheet.charges, part.used, terms.currency, part.share)
-    ]
+    proven = _proven(parts, terms.currency)
+    if len(proven) > LINES_MAX:
+        # Whoever names models chooses how many names there are; no bill may fail for that.
+        proven = _proven(parts, terms.currency, unpriced_apart=False)
     if len(proven) > LINES_MAX:
         raise InvoiceTooLargeError(lines=len(proven), lines_max=LINES_MAX)
     made = bill([one.rated for _, one in proven], terms, at)
@@ -250,6 +256,18 @@ def draw_up(parts: Sequence[Part], terms: Terms, at: str) -> DrawnUp:
     # What a bill adds by itself, such as a commitment, counts no records.
     added = len(made.lines) - len(proven)
     return DrawnUp(made, evidence + [None] * added, sources + [[] for _ in range(added)])
+
+
+def _proven(
+    parts: Sequence[Part], currency: str, *, unpriced_apart: bool = True
+) -> list[tuple[Part, Proven]]:
+    return [
+        (part, one)
+        for part in parts
+        for one in rate_usage(
+            part.sheet.charges, part.used, currency, part.share, unpriced_apart=unpriced_apart
+        )
+    ]
 
 
 def sheets_of(parts: Sequence[Part]) -> list[SheetUsed]:
@@ -474,7 +492,7 @@ def _issued(
     number: str,
 ) -> Invoice.Issued:
     made = drawn.bill
-    columns = _columns(made)
+    columns = columns_of(made)
     return Invoice.Issued(
         number=number,
         kind="invoice",
@@ -491,44 +509,8 @@ def _issued(
         tax=Money.of(columns.tax, made.currency),
         due=made.due,
         due_at=_after(case.now, DUE_WITHIN_S),
-        money=_booked(case, customer.id, made.currency, columns),
+        money=booked(case, customer.id, made.currency, columns),
     )
-
-
-class Columns(NamedTuple):
-    """What a document books: to whom the amount owed goes.
-
-    Units: nano-units.
-    """
-
-    net: int
-    tax: int
-    rounding: int
-
-    @property
-    def owed(self) -> int:
-        return self.net + self.tax + self.rounding
-
-
-def _columns(made: Bill) -> Columns:
-    return Columns(made.net.nano, sum(item.amount.nano for item in made.taxes), made.rounding.nano)
-
-
-def _booked(case: Case, tenant: str, currency: str, columns: Columns) -> list[Entry]:
-    """Book what is owed: to the customer's receivable, or as credit where it is less than nothing."""
-    side = "receivable" if columns.owed >= 0 else "credits"
-    sides = [
-        (side, tenant, columns.owed),
-        ("revenue", PLATFORM, -columns.net),
-        ("tax", PLATFORM, -columns.tax),
-        ("rounding", PLATFORM, -columns.rounding),
-    ]
-    legs = [
-        Posting(ensure(case, purpose, owner, currency), print_nano(nano, currency))
-        for purpose, owner, nano in sides
-        if nano
-    ]
-    return [Transfer(currency, legs)] if legs else []
 
 
 def _correction(
@@ -540,12 +522,9 @@ def _correction(
     drawn: DrawnUp,
     number: str,
 ) -> Invoice.Issued:
-    made, earlier = drawn.bill, before.made
-    change = Columns(
-        made.net.nano - earlier.net.nano,
-        sum(i.amount.nano for i in made.taxes) - sum(i.amount.nano for i in earlier.taxes),
-        0,
-    )
+    made = drawn.bill
+    earlier = documents_of(case, before)
+    change = change_of(made, earlier[0].made.rounding.nano, [one.billed for one in earlier])
     owed = Money.of(change.owed, made.currency)
     return Invoice.Issued(
         number=number,
@@ -563,8 +542,21 @@ def _correction(
         tax=Money.of(change.tax, made.currency),
         due=Money.of(max(0, change.owed), made.currency),
         due_at=_after(case.now, DUE_WITHIN_S),
-        money=_booked(case, customer.id, made.currency, change),
+        money=booked(case, customer.id, made.currency, change),
     )
+
+
+def documents_of(case: Case, invoice: Invoice) -> list[Invoice]:
+    """List the documents of an invoice's period, the first one first.
+
+    Cost: one look-up for each of them.
+    """
+    every = [invoice]
+    while every[0].corrects is not None:
+        every.insert(0, case.get(Invoice, every[0].corrects, InvoiceNotFoundError))
+    while every[-1].corrected_by is not None:
+        every.append(case.get(Invoice, every[-1].corrected_by, InvoiceNotFoundError))
+    return every
 
 
 def may_bill(caller: Caller) -> bool:

@@ -110,10 +110,16 @@ class Proven(NamedTuple):
 
 
 def rate_usage(
-    charges: Sequence[Charge], used: Sequence[Used], currency: str, share: Fraction
+    charges: Sequence[Charge],
+    used: Sequence[Used],
+    currency: str,
+    share: Fraction,
+    *,
+    unpriced_apart: bool = True,
 ) -> list[Proven]:
     """Rate everything that was used, and every fee of the period; empty lines are left out.
 
+    What no charge is for has a line for each name, or one for all of them.
     Units: share is the part of the period that these charges are for.
     """
     counted, unpriced = meter(charges, used)
@@ -123,10 +129,16 @@ def rate_usage(
         rated = rate(charge, metered.quantity, currency, share)
         if rated.exact_nano or metered.evidence is not None or isinstance(charge.price, Flat):
             lines.append(Proven(rated, metered.evidence, metered.used))
-    return lines + [_unpriced(one, currency) for one in unpriced]
+    if unpriced and not unpriced_apart:
+        return [*lines, _unpriced(f"{len(unpriced)} names: no charge is for them", unpriced, currency)]
+    return lines + [
+        _unpriced(f"{one.provider} {one.model}: no charge is for it", [one], currency) for one in unpriced
+    ]
 
 
-def _unpriced(used: Used, currency: str) -> Proven:
-    name = f"{used.provider} {used.model}: no charge is for it"
-    rated = line_of(UNPRICED, "requests", name, Fraction(used.requests), [], currency)
-    return Proven(rated, Evidence(used.events, used.first, used.last, used.fingerprint), (used,))
+def _unpriced(name: str, used: Sequence[Used], currency: str) -> Proven:
+    asked = Fraction(sum(one.requests for one in used))
+    evidence: Evidence | None = None
+    for one in used:
+        evidence = together(evidence, Evidence(one.events, one.first, one.last, one.fingerprint))
+    return Proven(line_of(UNPRICED, "requests", name, asked, [], currency), evidence, tuple(used))

@@ -17,13 +17,15 @@ from domain.values import Money
 
 
 class Payout(Aggregate):
-    """Money on its way from a tenant's wallet to its bank. It leaves once, or comes back once."""
+    """Earnings on their way to a tenant's bank. They leave once, or come back once."""
 
     KIND = "payout"
 
     amount: Money | None = None
     destination: str = ""
     hold: str = ""
+    # The account the hold is on.
+    account: str = ""
     status: str = "requested"
     reference: str | None = None
     reason: str | None = None
@@ -39,13 +41,15 @@ class Payout(Aggregate):
         def apply(self, payout: Payout, record: Record) -> None:
             payout.amount = self.amount
             payout.destination = self.destination
-            payout.hold = next(entry.hold for entry in self.money if isinstance(entry, Hold))
+            held = next(entry for entry in self.money if isinstance(entry, Hold))
+            payout.hold, payout.account = held.hold, held.account
 
     class Paid(MoneyEvent, frozen=True):
         """The money left the platform."""
 
         TOPIC = "payout.paid"
 
+        amount: Money
         reference: str
 
         def apply(self, payout: Payout, record: Record) -> None:
@@ -56,6 +60,7 @@ class Payout(Aggregate):
 
         TOPIC = "payout.failed"
 
+        amount: Money
         reason: str
 
         def apply(self, payout: Payout, record: Record) -> None:
@@ -66,7 +71,7 @@ class Payout(Aggregate):
 
 
 class RequestPayout(Command):
-    """Ask for money of one's wallet; the destination is a name the tenant agreed on with the platform, no number."""
+    """Ask for money of one's earnings; the destination is a name the tenant agreed on with the platform, no number."""
 
     amount: Money
     destination: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
@@ -88,15 +93,15 @@ class FailPayout(Command):
 
 @allow("provider", "owner", "billing")
 def request_payout(case: Case, command: RequestPayout) -> Payout:
-    """Reserve money of the caller's wallet for a payout.
+    """Reserve earnings of the caller's tenant for a payout.
 
     Errors: account_not_found, insufficient_funds, invalid_amount.
     """
     if command.amount.nano <= 0:
         raise AmountInvalidError("a payout is more than nothing", got=command.amount.amount)
     name, currency = case.new_id("payout"), command.amount.currency
-    wallet = account_name("wallet", case.caller.tenant, currency)
-    held = Hold(name, wallet, command.amount.amount, currency)
+    earnings = account_name("earnings", case.caller.tenant, currency)
+    held = Hold(name, earnings, command.amount.amount, currency)
     requested = Payout.Requested(amount=command.amount, destination=command.destination, money=[held])
     return case.create(Payout, name, requested)
 
@@ -111,19 +116,20 @@ def confirm_payout(case: Case, command: ConfirmPayout) -> Payout:
     assert payout.amount is not None
     currency = payout.amount.currency
     cash = ensure(case, "cash", PLATFORM, currency)
-    wallet = account_name("wallet", payout.tenant, currency)
-    paid = settlement(payout.hold, wallet, [(cash, payout.amount)])
-    return case.emit(payout, Payout.Paid(reference=command.reference, money=[paid]))
+    paid = settlement(payout.hold, payout.account, [(cash, payout.amount)])
+    return case.emit(payout, Payout.Paid(amount=payout.amount, reference=command.reference, money=[paid]))
 
 
 @allow("billing", "operator")
 def fail_payout(case: Case, command: FailPayout) -> Payout:
-    """Give the money back to the tenant's wallet.
+    """Give the money back to the tenant's earnings.
 
     Errors: payout_not_found, payout_settled.
     """
     payout = _open(case, command.payout_id)
-    return case.emit(payout, Payout.Failed(reason=command.reason, money=[Void(payout.hold)]))
+    assert payout.amount is not None
+    failed = Payout.Failed(amount=payout.amount, reason=command.reason, money=[Void(payout.hold)])
+    return case.emit(payout, failed)
 
 
 def _open(case: Case, name: str) -> Payout:

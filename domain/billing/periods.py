@@ -46,10 +46,12 @@ class Period(NamedTuple):
 
 @lru_cache(1_024)
 def zone_of(name: str) -> ZoneInfo:
-    """Find a time zone by its IANA name.
+    """Find a time zone by its IANA name; what a machine calls its own time, or counts otherwise, is none.
 
     Errors: time_zone_unknown.
     """
+    if name.lower().startswith(("right/", "posix/", "localtime", "posixrules")):
+        raise TimeZoneUnknownError(f"{name[:64]!r} means another time elsewhere", zone=name[:64])
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

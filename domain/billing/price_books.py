@@ -32,6 +32,10 @@ from domain.values import CURRENCY_DIGITS, Tenant
 CONTEXT = "soma/price-book/v1"
 CHARGES_MAX = 200
 VERSIONS_MAX = 1_000
+# Calendars end in the year 9999, and what begins later than this is a mistake.
+AHEAD_YEARS_MAX = 100
+# It is on the line of every invoice.
+DESCRIPTION_MAX = 500
 
 
 class Version(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,6 +247,10 @@ def sheet_at(case: Case, book: str, moment: str) -> PriceSheet:
 def _check_version(case: Case, book: PriceBook | None, command: PublishPrices, starts: str) -> None:
     if starts < case.now:
         raise StartsInPastError(effective_from=starts, now=case.now)
+    if int(starts[:4]) > int(case.now[:4]) + AHEAD_YEARS_MAX:
+        raise PriceBookInvalidError(
+            f"a version begins in at most {AHEAD_YEARS_MAX} years", where="effective_from", got=starts
+        )
     if book is not None and book.currency != command.currency:
         raise PriceBookInvalidError("a book keeps its currency", where="currency", currency=book.currency)
     if book is not None and len(book.versions) >= VERSIONS_MAX:
@@ -277,6 +285,10 @@ def check_charges(charges: Sequence[Charge]) -> None:
                 f"{where}.id must be there once, in 64 characters", where=f"{where}.id"
             )
         seen.add(charge.id)
+        if len(charge.description) > DESCRIPTION_MAX:
+            raise PriceBookInvalidError(
+                f"{where}.description has {DESCRIPTION_MAX} characters at most", where=f"{where}.description"
+            )
         _check_charge(charge, where)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from math import ceil
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -161,6 +162,16 @@ def round_nano(exact: Fraction, currency: str) -> int:
     """
     minor = minor_nano(currency)
     return round(exact / minor) * minor
+
+
+def round_up_nano(exact: Fraction, currency: str) -> int:
+    """Round an exact amount up to what can be paid: where no later bill carries what rounding took.
+
+    Else use that is cut into pieces small enough would cost nothing at all.
+    Units: nano-units in and out.
+    """
+    minor = minor_nano(currency)
+    return ceil(exact / minor) * minor
 
 
 def carry(carried_in: Fraction, rated: Iterable[Rated], currency: str) -> tuple[int, Fraction]:

@@ -8,14 +8,17 @@ next version of its stream names the one it replaces and says all of it anew, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import cached_property
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from pydantic import Field, StringConstraints, ValidationError, WrapValidator
 
 from domain.billing.accounts import PLATFORM
+from domain.billing.spending import quota_streams, spend, spend_corrected
 from domain.errors import (
     AmountInvalidError,
     CurrencyUnknownError,
@@ -106,8 +109,12 @@ class Usage(Aggregate):
         status: Literal["ok", "error"]
 
         def apply(self, usage: Usage, record: Record) -> None:
-            for name in self.__struct_fields__:
-                setattr(usage, name, getattr(self, name))
+            usage.source, usage.event_id, usage.occurred_at = self.source, self.event_id, self.occurred_at
+            usage.provider, usage.model = self.provider, self.model
+            usage.rental_id, usage.persona_id = self.rental_id, self.persona_id
+            usage.tokens_in, usage.tokens_out = self.tokens_in, self.tokens_out
+            usage.cached_tokens, usage.requests = self.cached_tokens, self.requests
+            usage.latency_ms, usage.cost, usage.status = self.latency_ms, self.cost, self.status
 
     class Corrected(Event, frozen=True):
         """A reading was put right: this holds in place of the version named.
@@ -173,6 +180,9 @@ class Reading(Command):
     persona_id: Id | None = None
     tenant: Tenant | None = Field(
         None, description="Whose usage it is, named by the platform's own; the caller's without it."
+    )
+    reservation_id: Id | None = Field(
+        None, description="The reservation of the tenant's quota that this reading puts an end to."
     )
 
 
@@ -243,12 +253,44 @@ def _code(kind: str, where: str) -> str:
     return known.get(kind, InvalidFieldError.code)
 
 
+class Offered(msgspec.Struct, frozen=True, gc=False):
+    """A reading that is well formed: whose, None for the caller's, its event, and the reservation it names."""
+
+    tenant: str | None
+    metered: Usage.Metered
+    reservation_id: str | None = None
+
+
 class MeterUsage(Command):
     """Take readings in. Each stands for itself: what is wrong with one is no fault of its neighbours."""
 
     readings: list[Annotated[Reading | Flaw, WrapValidator(_one, json_schema_input_type=Reading)]] = Field(
         min_length=1, max_length=READINGS_MAX
     )
+
+    @cached_property
+    def offered(self) -> Sequence[Offered | Flaw]:
+        """Give what is offered by each reading, in their order."""
+        return [one if isinstance(one, Flaw) else offered(one) for one in self.readings]
+
+    def names(self, tenant: str) -> Sequence[str | None]:
+        """Name the stream of each reading, where it is one; the caller's tenant is given."""
+        return self._names.get(tenant) or self._names.setdefault(tenant, names_of(self.offered, tenant))
+
+    @cached_property
+    def _names(self) -> dict[str, Sequence[str | None]]:
+        return {}
+
+
+class Offers(Protocol):
+    """A command that offers readings; `MeterUsage` is one."""
+
+    @property
+    def offered(self) -> Sequence[Offered | Flaw]:
+        """Give what is offered by each reading, in their order."""
+
+    def names(self, tenant: str) -> Sequence[str | None]:
+        """Name the stream of each reading, where it is one; the caller's tenant is given."""
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -271,23 +313,33 @@ class Metered(msgspec.Struct, frozen=True):
 
 
 @allow("service", "provider", "billing", "operator")
-def meter_usage(case: Case, command: MeterUsage) -> Metered:
+def meter_usage(case: Case, command: Offers) -> Metered:
     """Take readings in, all that are good in one commit; the others are listed with their reasons.
 
     Errors: forbidden, usage_conflict, usage_in_future, usage_too_old (each of a reading, listed with its place).
     """
-    case.look(Usage, _names(case, command))
-    earliest, latest = _window(case.now)
+    names = command.names(case.caller.tenant)
+    tenants = {one.tenant or case.caller.tenant for one in command.offered if isinstance(one, Offered)}
+    # Each once, however often it was sent.
+    case.look(Usage, dict.fromkeys(name for name in names if name is not None), quota_streams(tenants))
+    window = _window(case.now)
     duplicates, rejected = 0, []
-    for index, reading in enumerate(command.readings):
-        if isinstance(reading, Flaw):
+    taken: list[tuple[str, Usage.Metered, str | None]] = []
+    for index, (reading, name) in enumerate(zip(command.offered, names, strict=True)):
+        if isinstance(reading, Flaw) or name is None:
+            assert isinstance(reading, Flaw), "every reading has a name"
             rejected.append(Rejected(index, reading.code, reading.detail))
             continue
         try:
-            duplicates += not _meter(case, reading, earliest, latest)
+            tenant = _tenant(case, reading.tenant)
+            if _meter(case, name, tenant, reading.metered, window):
+                taken.append((tenant, reading.metered, reading.reservation_id))
+            else:
+                duplicates += 1
         except LedgerError as refusal:
             rejected.append(Rejected(index, refusal.code, refusal.message))
-    return Metered(len(command.readings) - duplicates - len(rejected), duplicates, rejected)
+    spend(case, taken)
+    return Metered(len(taken), duplicates, rejected)
 
 
 def usage_name(tenant: str, source: str, event_id: str) -> str:
@@ -296,26 +348,26 @@ def usage_name(tenant: str, source: str, event_id: str) -> str:
     return f"usage-{sha256(scope.encode()).hexdigest()[:40]}"
 
 
-def _names(case: Case, command: MeterUsage) -> list[str]:
-    """Name what will be asked for, each once."""
-    own = case.caller.tenant
-    readings = (reading for reading in command.readings if isinstance(reading, Reading))
-    return list(dict.fromkeys(usage_name(r.tenant or own, r.source, r.event_id) for r in readings))
+def names_of(offered: Sequence[Offered | Flaw], tenant: str) -> list[str | None]:
+    """Name the streams of readings whose tenant is the one given, unless they name another."""
+    return [
+        None
+        if isinstance(one, Flaw)
+        else usage_name(one.tenant or tenant, one.metered.source, one.metered.event_id)
+        for one in offered
+    ]
 
 
-def _meter(case: Case, reading: Reading, earliest: str, latest: str) -> bool:
+def _meter(case: Case, name: str, tenant: str, metered: Usage.Metered, window: tuple[str, str]) -> bool:
     """Take one reading in; say whether it is new.
 
     What is in the log already is a duplicate however old it has become, so that a retry never changes its answer.
     """
-    tenant = _tenant(case, reading.tenant)
-    name = usage_name(tenant, reading.source, reading.event_id)
-    metered = _event(reading)
     known = case.find(Usage, name)
     if known is not None:
         _check_same(known, metered)
         return False
-    _check_window(reading.occurred_at, earliest, latest)
+    _check_window(metered.occurred_at, *window)
     case.create(Usage, name, metered, tenant=tenant)
     return True
 
@@ -327,8 +379,9 @@ def _check_window(occurred_at: str, earliest: str, latest: str) -> None:
         raise UsageTooOldError(f"it occurred at {occurred_at}, before {earliest}")
 
 
-def _event(reading: Reading) -> Usage.Metered:
-    return Usage.Metered(
+def offered(reading: Reading) -> Offered:
+    """Give what a reading offers."""
+    metered = Usage.Metered(
         source=reading.source,
         event_id=reading.event_id,
         occurred_at=reading.occurred_at,
@@ -344,6 +397,7 @@ def _event(reading: Reading) -> Usage.Metered:
         cost=reading.cost,
         status=reading.status,
     )
+    return Offered(reading.tenant, metered, reading.reservation_id)
 
 
 def _check_same(known: Usage, metered: Usage.Metered) -> None:
@@ -391,8 +445,13 @@ def correct_usage(case: Case, command: CorrectUsage) -> Usage:
         return usage
     if given.get("occurred_at", usage.occurred_at) != usage.occurred_at:
         _check_window(given["occurred_at"], *_window(case.now))
+    # Before anything is emitted: what is missed after that takes back a reading whose own commit is still under way.
+    case.look(Usage, (), quota_streams([usage.tenant]))
     corrected = Usage.Corrected(replaces=usage.version, reason=command.reason, **(values | given))
-    return case.emit(usage, corrected)
+    before = AsTaken(**values)
+    case.emit(usage, corrected)
+    spend_corrected(case, usage.tenant, before, corrected)
+    return usage
 
 
 def _may_correct(case: Case, usage: Usage) -> bool:

@@ -106,3 +106,11 @@ class LogIdentityError(UnavailableError, code="log_identity_mismatch", status=50
 
 class LogDamagedError(UnavailableError, code="log_damaged", status=503, retry=Retry.NEVER):
     """Stored bytes do not hash to what the log committed to."""
+
+
+class ExportDamagedError(UnprocessableError, code="export_damaged"):
+    """The export is not the log that was signed, so nothing in it can be relied on."""
+
+
+class ExportTooShortError(UnprocessableError, code="export_too_short"):
+    """The export ends before what the invoice says to have counted."""

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from domain.errors.families import ConflictError, InvalidError, NotFoundError, Retry, UnprocessableError
+from domain.errors.families import (
+    ConflictError,
+    InvalidError,
+    LedgerError,
+    NotFoundError,
+    Retry,
+    UnprocessableError,
+)
 
 
 class AmountInvalidError(InvalidError, code="invalid_amount"):
@@ -155,3 +162,23 @@ class InvoiceLineNotFoundError(NotFoundError, code="invoice_line_not_found"):
 
 class PriceListInvalidError(UnprocessableError, code="price_list_invalid"):
     """The price list cannot be read as prices of models."""
+
+
+class QuotaNotFoundError(NotFoundError, code="quota_not_found"):
+    """Nothing is limited for this tenant."""
+
+
+class QuotaExceededError(LedgerError, code="quota_exceeded", status=402):
+    """A hard limit has no room for this; `details` says what is left, what would fit, and when the period ends."""
+
+
+class ReservationNotFoundError(NotFoundError, code="reservation_not_found"):
+    """There is no such reservation, or it has ended."""
+
+
+class TooManyReservationsError(ConflictError, code="too_many_reservations"):
+    """As many reservations are open as can be kept; some must be used, released or expire first."""
+
+
+class StatementTooLargeError(UnprocessableError, code="statement_too_large"):
+    """One document cannot hold that many movements: ask for a shorter period, or for CSV, which has no limit."""

@@ -6,10 +6,11 @@ import base64
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from domain.log.audit_findings import Findings, Reader
 from domain.log.audit_notes import Checkpoint
-from domain.log.audit_records import Streams, stream_of
+from domain.log.audit_records import stream_of
 from domain.log.audit_tree import (
     TILE_WIDTH,
     Tree,
@@ -33,6 +34,19 @@ class Head:
     size: int
     root: bytes
     path: str
+
+
+class Taker(Protocol):
+    """Who is handed the records, in the order of the log."""
+
+    def take(self, position: int, records: list[bytes]) -> None:
+        """Take authentic records that stand at consecutive positions."""
+
+    def hole(self, position: int) -> None:
+        """Hear that a record was here which could not be read."""
+
+    def judge(self, position: int, raw: bytes, digest: bytes, *, altered: bool = False) -> None:
+        """Take one record that is not the hashed one."""
 
 
 def split_bundle(body: bytes, count_max: int) -> tuple[list[bytes], int]:
@@ -72,7 +86,7 @@ class Scan:
     """Reads every bundle once, and hands records to the streams and hashes to the tree."""
 
     def __init__(
-        self, reader: Reader, findings: Findings, streams: Streams, checkpoint: Checkpoint, heads: list[Head]
+        self, reader: Reader, findings: Findings, streams: Taker, checkpoint: Checkpoint, heads: list[Head]
     ) -> None:
         self._reader = reader
         self._findings = findings

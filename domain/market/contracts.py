@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
-from domain.billing.accounts import PLATFORM, account_name, ensure
+from domain.billing.accounts import PLATFORM, Account, account_name, ensure
 from domain.book import Entry, Expire, Hold, Void, settlement
 from domain.errors import (
     AttestationInvalidError,
@@ -395,7 +395,9 @@ def release_escrow(
     fee = sum(s.fee.nano for s in shares)
     money: list[Entry] = []
     if total.nano:
-        pay = [(account_name("wallet", s.seller, total.currency), s.paid) for s in shares]
+        # An offer opens this account when it is listed, but those of an earlier release opened a wallet only.
+        case.look(Account, [account_name("earnings", s.seller, total.currency) for s in shares])
+        pay = [(ensure(case, "earnings", s.seller, total.currency), s.paid) for s in shares if s.paid.nano]
         if fee:
             pay.append((ensure(case, "fees", PLATFORM, total.currency), Money.of(fee, total.currency)))
         wallet = account_name("wallet", contract.tenant, total.currency)

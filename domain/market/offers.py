@@ -225,12 +225,12 @@ class OfferStep(Command):
 
 @allow("provider", "operator")
 def list_offer(case: Case, command: ListOffer) -> Offer:
-    """List an offer; the seller's wallet is opened with it, so that it can be paid.
+    """List an offer; the seller's earnings account is opened with it, so that it can be paid.
 
     Errors: invalid_expires_at.
     """
     _check_expiry(case, command.expires_at)
-    ensure(case, "wallet", case.caller.tenant, command.price_per_round.currency)
+    ensure(case, "earnings", case.caller.tenant, command.price_per_round.currency)
     listed = Offer.Listed(**{name: getattr(command, name) for name in Offer.Listed.__struct_fields__})
     return case.create(Offer, case.new_id("offer"), listed)
 
@@ -251,7 +251,7 @@ def revise_offer(case: Case, command: ReviseOffer) -> Offer:
         _check_expiry(case, command.expires_at)
         changes = {name: msgspec.to_builtins(getattr(command, name)) for name in sorted(named)}
         if command.price_per_round is not None:
-            ensure(case, "wallet", offer.tenant, command.price_per_round.currency)
+            ensure(case, "earnings", offer.tenant, command.price_per_round.currency)
         case.emit(offer, Offer.Revised(changes=changes))
     if command.status is not None and command.status != offer.status:
         case.emit(offer, _STEPS[command.status]())

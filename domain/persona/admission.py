@@ -125,12 +125,7 @@ def admit(
     Errors: capsule_revoked, capsule_suspended, consent_required, constitution_mismatch, invalid_status_transition,
             policy_denied, self_dealing, signer_policy_missing, threshold_not_met.
     """
-    check_usable(capsule, "activate" if action == "activate" else "rent", constitution_in_force(case))
-    if capsule.tenant == case.caller.tenant:
-        raise SelfDealingError(
-            "a persona of one's own costs nothing and is not rented", tenant=capsule.tenant
-        )
-    judgement = check_allowed(judged(judgements, PACKAGE, _question(case, capsule, action)))
+    judgement = judge_entry(case, capsule, action, judgements)
     open_ones = sorted(set(judgement.obligations) - set(accepted))
     if open_ones:
         raise ConsentRequiredError(
@@ -140,6 +135,20 @@ def admit(
             degraded=capsule.degraded,
         )
     return judgement
+
+
+def judge_entry(case: Case, capsule: Capsule, action: RentalAction, judgements: Judgements) -> Judgement:
+    """Say whether the caller may come in, if what the judgement obliges to is accepted.
+
+    Errors: capsule_revoked, capsule_suspended, constitution_mismatch, invalid_status_transition, policy_denied,
+            self_dealing, signer_policy_missing, threshold_not_met.
+    """
+    check_usable(capsule, "activate" if action == "activate" else "rent", constitution_in_force(case))
+    if capsule.tenant == case.caller.tenant:
+        raise SelfDealingError(
+            "a persona of one's own costs nothing and is not rented", tenant=capsule.tenant
+        )
+    return check_allowed(judged(judgements, PACKAGE, _question(case, capsule, action)))
 
 
 def _question(case: Case, capsule: Capsule, action: RentalAction) -> dict[str, Any]:

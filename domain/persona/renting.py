@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import Field
 
 from domain.billing.customers import Customer, Day, Zone
@@ -22,7 +23,16 @@ from domain.errors import (
 )
 from domain.fields import Command, Labels
 from domain.ledger import Case, allow
-from domain.persona.admission import Wish, admit, every_of, on_offer, options_of, sale_of, way_to_pay
+from domain.persona.admission import (
+    Wish,
+    admit,
+    every_of,
+    judge_entry,
+    on_offer,
+    options_of,
+    sale_of,
+    way_to_pay,
+)
 from domain.persona.capsules import Capsule, get_capsule
 from domain.persona.personas import PriceOption
 from domain.rental.purchases import Purchase, make_purchase, refund_purchase
@@ -31,6 +41,8 @@ from domain.rental.rentals import (
     Rental,
     Terms,
     activate_rental,
+    check_length,
+    cost_nano,
     end_rental,
     extend_rental,
     reason_of,
@@ -46,7 +58,7 @@ from domain.rental.subscriptions import (
     start_subscription,
 )
 from domain.trust.judgements import Judgements
-from domain.values import moment_of
+from domain.values import Money, moment_of
 
 RENTERS = ("owner", "provider")
 
@@ -94,6 +106,47 @@ def rent(case: Case, command: RentPersona, *, judgements: Judgements, fee_ppm: i
     judgement = admit(case, capsule, "rent", command.accepted, judgements)
     terms = Terms(sale_of(capsule, option.price.currency, fee_ppm), _by_time(option))
     return request_rental(case, terms, _whole(command.minutes, terms), judgement)
+
+
+class RentalQuote(msgspec.Struct, frozen=True):
+    """What a rental would reserve, and at most cost, if it were asked for now."""
+
+    persona_id: str
+    version: str
+    capsule: str
+    seller: str
+    minutes: int
+    period_minutes: int
+    price: Money
+    amount: Money
+    # What has to be accepted by name, and was not.
+    obligations: list[str]
+
+
+@allow(*RENTERS)
+def quote_rental(case: Case, command: RentPersona, *, judgements: Judgements) -> RentalQuote:
+    """Say what a rental would reserve, with everything `rent` looks at but the wallet; nothing is written.
+
+    Errors: capsule_revoked, capsule_suspended, constitution_mismatch, invalid_status_transition, persona_not_found,
+            policy_denied, price_not_offered, price_unclear, rental_too_long, self_dealing, threshold_not_met.
+    """
+    capsule = on_offer(case, command.persona_id, command.version)
+    option = way_to_pay(capsule, "rental", command)
+    judgement = judge_entry(case, capsule, "rent", judgements)
+    # The platform's part is the seller's matter; what is reserved does not depend on it.
+    terms = Terms(sale_of(capsule, option.price.currency, 0), _by_time(option))
+    minutes = check_length(_whole(command.minutes, terms))
+    return RentalQuote(
+        persona_id=capsule.persona_id,
+        version=str(capsule.manifest["metadata"]["version"]),
+        capsule=capsule.address,
+        seller=capsule.tenant,
+        minutes=minutes,
+        period_minutes=terms.period_minutes,
+        price=option.price,
+        amount=Money.of(cost_nano(terms, minutes * 60), terms.sale.currency),
+        obligations=sorted(set(judgement.obligations) - set(command.accepted)),
+    )
 
 
 @allow(*RENTERS)

@@ -70,6 +70,7 @@ class Purchase(Aggregate):
 
         TOPIC = "purchase.refunded"
 
+        amount: Money
         reason: Literal["returned", "revoked"]
 
         def apply(self, purchase: Purchase, record: Record) -> None:
@@ -142,5 +143,6 @@ def refund_purchase(case: Case, purchase: Purchase, reason: Literal["returned", 
     if purchase.status != "held" or is_late:
         raise RefundClosedError(status=purchase.status, refundable_until=purchase.refundable_until)
     assert purchase.sale is not None
+    assert purchase.price is not None
     money = settle(case, purchase.sale, purchase.buyer, purchase.reserved, 0)
-    return case.emit(purchase, Purchase.Refunded(reason=reason, money=money))
+    return case.emit(purchase, Purchase.Refunded(amount=purchase.price, reason=reason, money=money))

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from domain.billing.prices import Package, PerMinute, decimal_of, steps_of, total_of
-from domain.billing.rating import round_nano
+from domain.billing.rating import round_up_nano
 from domain.book import Entry
 from domain.errors import (
     RentalActiveError,
@@ -180,11 +180,21 @@ def _reserve(rental: Rental, money: Sequence[Entry], amount: Money) -> None:
 
 
 def cost_nano(terms: Terms, seconds: int) -> int:
-    """Price a time under a rental's terms, in payable amounts.
+    """Price a time under a rental's terms, rounded up to a payable amount.
 
     Units: nano-units, whole minor units of the currency.
     """
-    return round_nano(total_of(steps_of(terms.price, Fraction(seconds))), terms.sale.currency)
+    return round_up_nano(total_of(steps_of(terms.price, Fraction(seconds))), terms.sale.currency)
+
+
+def check_length(minutes: int) -> int:
+    """Give a time that may be rented.
+
+    Errors: rental_too_long.
+    """
+    if not 1 <= minutes <= MINUTES_MAX:
+        raise RentalTooLongError(minutes=minutes, minutes_max=MINUTES_MAX)
+    return minutes
 
 
 # --------------------------------------------------------------------------- the life of a rental
@@ -196,7 +206,7 @@ def request_rental(case: Case, terms: Terms, minutes: int, judgement: Judgement 
     Units:  minutes, at least one.
     Errors: account_not_found, insufficient_funds, rental_too_long.
     """
-    _check_length(minutes)
+    check_length(minutes)
     name = case.new_id("rental")
     renter = case.caller.tenant
     amount = Money.of(cost_nano(terms, minutes * 60), terms.sale.currency)
@@ -235,7 +245,7 @@ def extend_rental(case: Case, rental: Rental, minutes: int) -> Rental:
     _check_open(rental)
     if rental.status == "active" and not rental.is_usable(case.now):
         raise RentalNotActiveError("its time has run out; rent it again", expires_at=rental.expires_at)
-    _check_length(rental.minutes + minutes)
+    check_length(rental.minutes + minutes)
     terms = rental.agreed
     more = cost_nano(terms, (rental.minutes + minutes) * 60) - cost_nano(terms, rental.minutes * 60)
     amount = Money.of(more, terms.sale.currency)
@@ -299,11 +309,6 @@ def reason_of(rental: Rental, now: str) -> Reason:
 def _check_open(rental: Rental) -> None:
     if rental.status not in OPEN:
         raise RentalNotOpenError(f"the rental is {rental.status}", status=rental.status)
-
-
-def _check_length(minutes: int) -> None:
-    if not 1 <= minutes <= MINUTES_MAX:
-        raise RentalTooLongError(minutes=minutes, minutes_max=MINUTES_MAX)
 
 
 def _after(moment: str, seconds: int) -> str:

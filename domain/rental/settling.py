@@ -62,11 +62,7 @@ def settle(
     """
     assert 0 <= charged <= sum(part.amount.nano for part in holds), "holds cover what is charged"
     payer = account_name("wallet", renter, sale.currency)
-    fee = fee_nano(sale, charged)
-    payees = [
-        (ensure(case, "wallet", sale.seller, sale.currency), charged - fee),
-        (ensure(case, "fees", PLATFORM, sale.currency), fee),
-    ]
+    payees = _payees(case, sale, charged) if charged else []
     entries: list[Entry] = []
     for part in holds:
         paid = min(charged, part.amount.nano)
@@ -77,6 +73,14 @@ def settle(
         else:
             entries.append(Expire(part.hold) if expired else Void(part.hold))
     return entries
+
+
+def _payees(case: Case, sale: Sale, charged: int) -> list[tuple[str, int]]:
+    fee = fee_nano(sale, charged)
+    return [
+        (ensure(case, "earnings", sale.seller, sale.currency), charged - fee),
+        (ensure(case, "fees", PLATFORM, sale.currency), fee),
+    ]
 
 
 def _split(

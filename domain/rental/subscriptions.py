@@ -4,9 +4,9 @@
        \\-> ended (cancelled, revoked)
 
 The price of a period is reserved when it begins and paid when it is over; one that is cut short is paid for the part
-that was used, by the second. A renewal that cannot be paid starts the dunning: it is tried again on fixed days while
-access goes on for the grace, and then the subscription ends. A subscription whose renewal is merely late, because
-nobody looked, stays usable for the same grace.
+that was used, by the second, in payable amounts rounded up. A renewal that cannot be paid starts the dunning: it is tried
+again on fixed days while access goes on for the grace, which is no longer than what was subscribed to, and then the
+subscription ends. A subscription whose renewal is merely late, because nobody looked, stays usable for the same grace.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from domain.billing.periods import Every, Period, period_at
-from domain.billing.rating import round_nano
+from domain.billing.rating import round_up_nano
 from domain.book import Entry
 from domain.errors import (
     RenewalNotDueError,
@@ -192,8 +192,11 @@ class Subscription(Aggregate):
 
     @property
     def usable_until(self) -> str:
-        """Give the end of access if nothing more is paid."""
-        return self.period_end if self.cancel_at_end else _after(self.period_end, GRACE_S)
+        """Give the end of access if nothing more is paid; the grace is never longer than what was subscribed to."""
+        if self.cancel_at_end:
+            return self.period_end
+        lasted_s = (moment_of(self.period_end) - moment_of(self.created_at)) // timedelta(seconds=1)
+        return _after(self.period_end, min(GRACE_S, lasted_s))
 
     def is_usable(self, now: str) -> bool:
         """Say whether the renter may use the persona at a moment; nothing else decides it."""
@@ -249,7 +252,9 @@ def renew_subscription(case: Case, name: str) -> Subscription:
     renewed = Subscription.Renewed(
         period_start=subscription.period_end,
         period_end=moment_text(period.end),
-        money=hold_on(f"{name}.{subscription.version + 1}", subscription.renter, plan.price),
+        money=hold_on(
+            f"{name}.{subscription.version + 1}", subscription.renter, _part_of(plan, period, period)
+        ),
     )
     return case.emit(subscription, renewed)
 
@@ -266,7 +271,7 @@ def fail_renewal(case: Case, name: str, reason: str) -> Subscription:
     if case.now >= subscription.usable_until:
         return case.emit(subscription, Subscription.Ended(reason="unpaid"))
     later = [_after(subscription.period_end, s) for s in RETRIES_S]
-    again = next((moment for moment in later if moment > case.now), None)
+    again = next((moment for moment in later if case.now < moment < subscription.usable_until), None)
     failed = Subscription.RenewalFailed(
         reason=reason, attempt=subscription.attempts + 1, next_attempt_at=again
     )
@@ -341,9 +346,9 @@ def _check_open(subscription: Subscription) -> None:
 
 
 def _part_of(plan: Plan, piece: Period, whole: Period) -> Money:
-    """Price a piece of a period by the time that passes in it."""
+    """Price a piece of a period by the time that passes in it, rounded up to a payable amount."""
     nano = Fraction(plan.price.nano) * piece.share_of(whole)
-    return Money.of(round_nano(nano, plan.sale.currency), plan.sale.currency)
+    return Money.of(round_up_nano(nano, plan.sale.currency), plan.sale.currency)
 
 
 def _settle(case: Case, subscription: Subscription, until: str) -> None:
@@ -353,7 +358,8 @@ def _settle(case: Case, subscription: Subscription, until: str) -> None:
         return
     piece = Period(moment_of(subscription.period_start), moment_of(subscription.period_end))
     used = Period(piece.start, max(piece.start, min(moment_of(until), piece.end)))
-    charged = round_nano(reserved.amount.nano * used.share_of(piece), sale.currency)
+    exact = reserved.amount.nano * used.share_of(piece)
+    charged = min(round_up_nano(exact, sale.currency), reserved.amount.nano)
     settled = Subscription.PeriodSettled(
         period_start=subscription.period_start,
         until=moment_text(used.end),

@@ -20,7 +20,7 @@ from ops.postgres import connect_owner
 from ops.runtime import Runtime
 from projections.columns import by_month
 from projections.follower import Follower, cut
-from projections.groups import GROUPS
+from projections.groups import GROUPS, NOTHING
 from projections.rebuild import rebuild
 from projections.warehouse import PROJECTIONS, Warehouse
 from tests.bench.bench_transfers import fill as open_wallets
@@ -51,7 +51,7 @@ async def follow_all(
     async with Listener(runtime.url) as listener:
 
         async def one(name: str, clickhouse: ClickHouse) -> None:
-            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts)
+            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.versions)
             await Follower(name, sink, runtime.url, listener).run(until=size)
 
         started = time.perf_counter()
@@ -68,7 +68,7 @@ async def columns_of(runtime: Runtime, size: int) -> dict[str, Parts]:
         stored = await runtime.reader.span(position, end)
         for name in MEASURED:
             group = GROUPS[name]
-            tables = group.tell(group.read(stored), {})
+            tables = group.tell(group.read(stored), NOTHING)
             told[name] += [
                 (shape.name, part) for shape in group.shapes for part in by_month(shape, tables[shape.name])
             ]

@@ -114,16 +114,22 @@ def turn_of(url: str, request: Request) -> Turn:
 @contextmanager
 def serving() -> Iterator[tuple[str, str]]:
     """Start the server in a process of its own; give its URL and a token."""
-    with tempfile.TemporaryDirectory(prefix="soma-bench-") as directory:
-        command = [sys.executable, "-m", "tests.bench.http_server", directory]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            try:
-                assert server.stdout is not None
-                url, token = server.stdout.readline().split()
-                yield url, token
-            finally:
-                server.terminate()
-                server.wait()
+    with tempfile.TemporaryDirectory(prefix="soma-bench-") as directory, serving_in(directory) as served:
+        yield served
+
+
+@contextmanager
+def serving_in(directory: str) -> Iterator[tuple[str, str]]:
+    """Start the server on a directory that is kept; give its URL and a token."""
+    command = [sys.executable, "-m", "tests.bench.http_server", directory]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url, token = server.stdout.readline().split()
+            yield url, token
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def http_commands() -> list[Figure]:

@@ -29,7 +29,7 @@ RECORDS = int(os.environ.get("SOMA_BENCH_RECONCILE_RECORDS", "1000000"))
 DAYS = 30
 ROUNDS = 3
 AT_ONCE = 256
-FOLLOWERS = ("clickhouse.records", "clickhouse.billing", "clickhouse.usage")
+FOLLOWERS = ("clickhouse.records", "clickhouse.billing", "clickhouse.usage", "clickhouse.commerce")
 
 
 async def write(runtime: Runtime, count: int) -> None:
@@ -54,7 +54,7 @@ async def follow(runtime: Runtime, clickhouse: ClickHouse) -> None:
     size = await runtime.reader.size()
     async with Listener(runtime.url) as listener:
         for name in FOLLOWERS:
-            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.firsts)
+            sink = Warehouse(name, runtime.url, clickhouse, runtime.reader.versions)
             # Its second life begins where the mark of the first says, and has little left to do.
             for _ in range(2):
                 await Follower(name, sink, runtime.url, listener).run(until=size)

@@ -1,4 +1,7 @@
-"""Off-boarding under load: many rentals with durations by chance, the timers in processes of their own, and kills."""
+"""Rentals under load, with durations by chance: who is let in and until when, and how late their ends are written down.
+
+The timers are processes of their own, and are killed; access is asked for over HTTP while other commands come in.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,23 @@ from domain.rental.rentals import Rental
 from ops.embedded import EmbeddedPostgres
 from ops.migrate import migrate
 from ops.runtime import Runtime, open_runtime
+from ops.settings import Settings
 from tests.bench.figures import Figure
+from tests.real.rental.access_desk import (
+    SECOND_NS,
+    Asking,
+    SteppedService,
+    data_of,
+    ends_of,
+    judge,
+    load,
+    nanoseconds,
+    public_key,
+    soma_timers,
+    stepped_service,
+)
 from tests.real.rental.rental_desk import (
+    RENTER,
     Ending,
     check_books,
     endings,
@@ -109,6 +127,78 @@ async def outage_run(url: str, place: Path, count: int) -> list[Figure]:
     return [Figure("rentals.outage", took_s, "s", OUTAGE_S, took_s / OUTAGE_S, value_at_most=30.0)]
 
 
+# --------------------------------------------------------------------------- access over HTTP
+
+# For so long the timers run, and the leader is killed every so often, before all of them are gone.
+RUNNING_S, KILL_EVERY_S = 60.0, 15.0
+# When the clock of the service's machine is set off by how much, in seconds.
+STEPS = ((5, -3_600), (15, 0), (25, 2), (35, -60), (45, 0), (70, 86_400 * -3), (90, 0), (110, 5), (130, 0))
+
+
+async def killing_leaders(settings: Settings, living: ExitStack, until: float) -> int:
+    """Keep a standby beside the leader, kill the leader now and then, and in the end both; give how often."""
+    leader, count = await asyncio.to_thread(living.enter_context, soma_timers(settings)), 0
+    standby = await asyncio.to_thread(living.enter_context, soma_timers(settings))
+    while time.monotonic() < until - KILL_EVERY_S:
+        await asyncio.sleep(KILL_EVERY_S)
+        leader.send_signal(signal.SIGKILL)
+        leader, count = standby, count + 1
+        standby = await asyncio.to_thread(living.enter_context, soma_timers(settings))
+    await asyncio.sleep(max(0.0, until - time.monotonic()))
+    for one in (standby, leader):
+        one.send_signal(signal.SIGKILL)
+    return count + 2
+
+
+async def stepping(service: SteppedService) -> None:
+    """Set the clock back and forward, as told."""
+    started = time.monotonic()
+    for at_s, offset_s in STEPS:
+        await asyncio.sleep(max(0.0, started + at_s - time.monotonic()))
+        await asyncio.to_thread(service.step, offset_s * SECOND_NS)
+
+
+async def access_run(url: str, place: Path, count: int) -> list[Figure]:
+    """Ask for access over HTTP at every end: while the timers run and are killed, through an outage, and afterwards."""
+    settings = data_of(place, url)
+    async with open_runtime(settings) as runtime:
+        await rich(runtime)
+        with ExitStack() as living:
+            service = living.enter_context(stepped_service(settings))
+            async with service.client(RENTER) as client, load(service, 0.02) as done:
+                killers = asyncio.create_task(killing_leaders(settings, living, time.monotonic() + RUNNING_S))
+                steps = asyncio.create_task(stepping(service))
+                made = await rented_many(runtime, count, 5.0, RUNNING_S + OUTAGE_S - 10.0)
+                print(f"{count} rentals made", file=sys.stderr)
+                asking, over = Asking(service, client, made), asyncio.Event()
+                asked = asyncio.create_task(asking.everywhere(over, 0.01))
+                kills = await killers
+                killed_ns = time.time_ns()
+                print(f"{kills} timers killed, {len(asking.answers)} answers", file=sys.stderr)
+                await steps
+                await service.reach(max(nanoseconds(str(one.expires_at)) for one in made))
+                await asyncio.sleep(max(0.0, OUTAGE_S - (time.time_ns() - killed_ns) / SECOND_NS))
+                print(f"the outage is over, {len(asking.answers)} answers", file=sys.stderr)
+                started = time.monotonic()
+                await asyncio.to_thread(living.enter_context, soma_timers(settings))
+                await asyncio.to_thread(wait_settled, url, 120.0)
+                took_s = time.monotonic() - started
+                over.set()
+                await asked
+            found = judge(asking.answers, ends_of(url), public_key(service))
+    ended = endings(url)
+    assert len(ended) == count
+    check_books(url, ended)
+    before = [one for one in ended if nanoseconds(one.expires_at) < killed_ns - 2 * SECOND_NS]
+    told = f"{count} rentals, {kills} kills, {len(service.steps)} clock steps, {len(before)} ended while timers ran"
+    print(f"{told}; {found}; {done[0]} transfers, {done[1]} readings meanwhile", file=sys.stderr)
+    return [
+        Figure("rentals.access", found.wrong, "wrong", found.answers, 0.0, value_at_most=0),
+        lateness("rentals.access_lateness", before, 2.0),
+        Figure("rentals.access_outage", took_s, "s", OUTAGE_S, took_s / OUTAGE_S, value_at_most=30.0),
+    ]
+
+
 def measured(run: Callable[[str, Path], Coroutine[Any, Any, list[Figure]]]) -> list[Figure]:
     """Measure on a server of its own."""
     with (
@@ -135,4 +225,14 @@ def outage() -> list[Figure]:
     return measured(lambda url, place: outage_run(url, place, COUNT))
 
 
-FIGURES = {"rentals.lateness": running, "rentals.killed": killing, "rentals.outage": outage}
+def access() -> list[Figure]:
+    """Measure whether anybody is let in too long, over HTTP."""
+    return measured(lambda url, place: access_run(url, place, COUNT))
+
+
+FIGURES = {
+    "rentals.access": access,
+    "rentals.lateness": running,
+    "rentals.killed": killing,
+    "rentals.outage": outage,
+}

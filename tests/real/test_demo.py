@@ -33,6 +33,8 @@ STEPS = (
     "8. Seal a persona",
     "9. Nobody publishes alone",
     "10. Verify it without the service",
+    "11. Rent it",
+    "12. Bill it, and trace a line",
     "What happened",
 )
 
@@ -96,7 +98,11 @@ def test_all_steps_are_played_in_order(played: Played) -> None:
         "422 not_approved",
         "With one approval and two of three signatures: published",
         "capsule_tampered in memory.parquet, offline and at the import",
-        "a persona that nobody could have published alone",
+        "a persona that nobody could have published alone, rented, used and billed",
+        "0.50 USD for 60 minutes; 90 minutes are 120 begun ones: 1.00 USD",
+        "access is over at once; of 1.00 reserved 0.50 were paid and 0.50 are free again",
+        "add up to it:",
+        "proven in the log",
         "The loop is closed",
     ],
 )

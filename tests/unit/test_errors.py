@@ -28,7 +28,7 @@ FAMILIES = {
 }  # fmt: skip
 
 # Transport and preconditions have statuses of their own and no family.
-ALONE = {405, 412, 413, 415, 426, 429}
+ALONE = {402, 405, 412, 413, 415, 426, 429}
 
 EVERY = pytest.mark.parametrize("cls", REGISTRY.values(), ids=REGISTRY)
 

@@ -34,7 +34,9 @@ DOORS: dict[str, tuple[str, ...]] = {
     "eventsourcing": ("ops.*",),
     "fastapi": ("api.*",),
     "httpx": ("ops.*", "api.*"),
+    "jinja2": ("api.documents",),
     "jwt": ("ops.*", "api.*"),
+    "markupsafe": ("api.documents",),
     "msgspec": ("*",),
     "numpy": (
         "domain.market.*",

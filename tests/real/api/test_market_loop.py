@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -19,6 +20,12 @@ def code_of(answer: Any) -> tuple[int, str]:
 def balance(who: Speaker, tenant: str, **more: Any) -> dict[str, str]:
     """Read a wallet."""
     found = who.read(f"/v1/accounts/wallet.{tenant}.USD", params=more)
+    return {name: found[name] for name in ("balance", "held", "available")}
+
+
+def earned(who: Speaker, tenant: str) -> dict[str, str]:
+    """Read what a seller was paid."""
+    found = who.read(f"/v1/accounts/earnings.{tenant}.USD")
     return {name: found[name] for name in ("balance", "held", "available")}
 
 
@@ -86,7 +93,7 @@ def test_the_loop_from_offer_to_release(fresh: World) -> None:
     assert code_of(lab.post(f"{path}/refund", {})) == (409, "refund_not_allowed")
     released = lab.made(f"{path}/release", key="pay")
     fee = world.operator.read("/v1/accounts/fees.platform.USD")["balance"]
-    paid = {f"clinic-{n}": balance(world.provider(f"clinic-{n}"), f"clinic-{n}")["balance"] for n in range(3)}
+    paid = {f"clinic-{n}": earned(world.provider(f"clinic-{n}"), f"clinic-{n}")["balance"] for n in range(3)}
     assert paid == {"clinic-0": "9.75", "clinic-1": "11.2125", "clinic-2": "12.037036928"}
     assert (fee, released["payout_amount"]["amount"]) == ("0.846141973", "32.999536928")
     assert balance(lab, "lab") == {"balance": "66.154321099", "held": "0.00", "available": "66.154321099"}
@@ -259,6 +266,7 @@ def test_escrow_needs_the_agreed_sum(fresh: World) -> None:
     lab.made(path)
     assert code_of(lab.post(path)) == (409, "contract_already_funded")
     assert balance(lab, "lab") == {"balance": "30.00", "held": "30.00", "available": "0.00"}
+    world.provider("clinic-0").made("/v1/accounts", {"currency": "USD"})
     assert code_of(lab.post("/v1/transfers", {"to_tenant": "clinic-0", "amount": money("0.01")})) == (
         409,
         "insufficient_funds",
@@ -415,7 +423,7 @@ def test_a_split_pays_each_side_its_part(fresh: World) -> None:
     released = lab.made(f"/v1/contracts/{contract_id}/release")
     assert released["payout_amount"] == money("32.4999675")
     assert balance(lab, "lab") == {"balance": "66.6667", "held": "0.00", "available": "66.6667"}
-    assert balance(fresh.provider("clinic-0"), "clinic-0")["balance"] == "19.4999805"
+    assert earned(fresh.provider("clinic-0"), "clinic-0")["balance"] == "19.4999805"
     assert histories(fresh) == {"clinic-0": (0, 1), "clinic-1": (0, 1)}
     balanced(fresh)
 
@@ -609,6 +617,66 @@ def test_things_can_be_seen_as_they_were(fresh: World) -> None:
     assert code_of(lab.get("/v1/accounts/wallet.lab.USD", params={"as_of": 0})) == (404, "account_not_found")
     beyond = lab.read(path, params={"as_of": 10**15})
     assert beyond == lab.read(path)
+
+
+def test_what_a_seller_earned_is_spent_or_paid_out_only_by_its_own_wish(fresh: World) -> None:
+    world, lab = fresh, fresh.owner("lab")
+    sellers(world, "10", "20")
+    contract = world.completed(lab)
+    clinic = world.provider("clinic-1")
+    body = {"amount": money("12.5"), "memo": "to buy with"}
+    early = {"amount": money("0.01", "EUR")}
+    assert code_of(clinic.post("/v1/earnings/transfers", early)) == (404, "account_not_found")
+    assert code_of(clinic.post("/v1/earnings/transfers", body)) == (409, "insufficient_funds")
+    lab.made(f"/v1/contracts/{contract['id']}/release")
+    assert earned(clinic, "clinic-1") == {"balance": "19.50", "held": "0.00", "available": "19.50"}
+    first = clinic.made("/v1/earnings/transfers", body, key="spend")
+    again = clinic.made("/v1/earnings/transfers", body, key="spend")
+    assert (first["id"], again["receipt"]["repeated"]) == (again["id"], True)
+    assert (first["source"], first["target"]) == ("earnings.clinic-1.USD", "wallet.clinic-1.USD")
+    assert code_of(clinic.post("/v1/earnings/transfers", {"amount": money("0")})) == (400, "invalid_amount")
+    payout = clinic.made("/v1/payouts", {"amount": money("7"), "destination": "house bank"})
+    assert code_of(clinic.post("/v1/earnings/transfers", {"amount": money("0.01")})) == (
+        409,
+        "insufficient_funds",
+    )
+    world.operator.made(f"/v1/payouts/{payout['id']}/confirm", {"reference": "r-1"})
+    assert earned(clinic, "clinic-1")["balance"] == "0.00"
+    assert balance(clinic, "clinic-1") == {"balance": "12.50", "held": "0.00", "available": "12.50"}
+    assert {a["account"]: a["purpose"] for a in clinic.read("/v1/accounts")["items"]} == {
+        "earnings.clinic-1.USD": "earnings",
+        "wallet.clinic-1.USD": "wallet",
+    }
+    assert balanced(world)["USD"]["debits"] == "23.00"
+
+
+def test_the_trial_balance_says_what_lies_where_and_says_it_again_for_ever(fresh: World) -> None:
+    world, lab = fresh, fresh.owner("lab")
+    sellers(world, "10", "20")
+    world.deposit("lab", "3000", "JPY")
+    contract = world.completed(lab)
+    world.deposit("lab", "0.25")
+    told = world.operator.get("/v1/trial_balance")
+    then, before = told.content, told.json()["size"] - 1
+    lab.made(f"/v1/contracts/{contract['id']}/release")
+    now = balanced(world)
+    assert (now["USD"]["escrow"], now["JPY"]["escrow"]) == ("0.00", "0")
+    purposes = {row["purpose"]: row for row in now["USD"]["accounts"]}
+    assert {name: row["balance"] for name, row in purposes.items()} == {
+        "cash": "30.25", "earnings": "29.25", "fees": "0.75", "wallet": "0.25",
+    }  # fmt: skip
+    assert (purposes["earnings"]["account_count"], purposes["earnings"]["side"]) == (2, "credit")
+    for currency in now.values():
+        for side, total in (("debit", "debits"), ("credit", "credits")):
+            rows = [Decimal(row["balance"]) for row in currency["accounts"] if row["side"] == side]
+            assert sum(rows) == Decimal(currency[total])
+    asked = world.operator.get("/v1/trial_balance", params={"as_of": before})
+    assert asked.content == then
+    held = {row["currency"]: row for row in asked.json()["currencies"]}["USD"]
+    assert (held["escrow"], held["held"]) == ("30.00", "30.00")
+    assert {row["purpose"]: row["available"] for row in held["accounts"]}["wallet"] == "0.25"
+    asked = world.operator.read("/v1/accounts", params={"as_of": before})["items"]
+    assert {a["account"]: a["held"] for a in asked}["wallet.lab.USD"] == "30.00"
 
 
 def test_what_a_caller_calls_its_request_is_in_the_record(fresh: World) -> None:

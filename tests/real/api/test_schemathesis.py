@@ -20,6 +20,7 @@ from schemathesis.specs.openapi import checks as promised
 
 from api.app import create_app
 from ops.settings import Settings
+from tests.real.api.commerce import sold_and_billed
 from tests.real.api.world import World, money
 
 EXAMPLES = int(os.environ.get("SOMA_SCHEMATHESIS_EXAMPLES", "0"))
@@ -78,7 +79,7 @@ def names(world: World) -> dict[str, Any]:
     world.owner("fuzz-other").made("/v1/accounts", {"currency": "USD"})
     transfer = owner.made("/v1/transfers", {"to_tenant": "fuzz-other", "amount": money("1")})
     event = world.operator.read(f"/v1/log/streams/contract/{done['id']}")["items"][0]
-    return {
+    return sold_and_billed(world, owner) | {
         "offer_id": offer["id"],
         "intent_id": fresh["id"],
         "contract_id": done["id"],

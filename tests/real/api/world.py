@@ -11,7 +11,9 @@ import httpx
 from domain.errors import REGISTRY
 from domain.ledger import Caller, Case
 from domain.trust import reviews, signatures, signers
+from domain.values import Money
 from tests.real.service import Service
+from tests.unit.billing.earning import TELLER, Earn, earn
 from tests.unit.trust.trust_maker import a_capsule, policy_terms
 
 ROUND_S_MAX = 60.0
@@ -123,6 +125,11 @@ class World:
     def intent(self, owner: Speaker, **fields: Any) -> dict[str, Any]:
         """Open an intent."""
         return owner.made("/v1/intents", intent_body(owner.tenant) | fields)
+
+    def earn(self, tenant: str, amount: str, currency: str = "USD") -> None:
+        """Pay a tenant as if it had sold something."""
+        command = Earn(tenant=tenant, amount=Money.parse(amount, currency))
+        self.service.run(self.service.runtime.ledger.act(earn, command, TELLER))
 
     def contract(self, owner: Speaker, *, max_offers: int = 3, **fields: Any) -> dict[str, Any]:
         """Open an intent and match it."""

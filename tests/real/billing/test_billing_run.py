@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -42,6 +43,35 @@ def test_everybody_whose_period_is_over_is_billed_once_and_again_changes_nothing
         assert (made["status"], made["bill"]["due"]["amount"]) == ("paid", "11.91")
         assert one.read(f"/v1/accounts/wallet.{one.tenant}.USD")["balance"] == "988.09"
     assert fresh.operator.read("/v1/trial_balance")["balanced"]
+
+
+def test_a_running_service_bills_and_collects_by_itself(fresh: Desk) -> None:
+    one, poor = fresh.customer(), fresh.customer(money="1")
+    fresh.go(days=1)
+
+    async def start() -> None:
+        fresh.service.app.state.billing.start()
+
+    fresh.service.run(start())
+    end = time.monotonic() + 60
+
+    def tried(who: Speaker) -> bool:
+        made = invoices(who)
+        return bool(made) and (made[0]["status"] == "paid" or made[0]["attempts"] > 0)
+
+    while not (tried(one) and tried(poor)):
+        assert time.monotonic() < end, "nobody was billed"
+        time.sleep(0.05)
+    assert [invoices(who)[0]["status"] for who in (one, poor)] == ["paid", "issued"]
+    fresh.deposit(poor.tenant, "100")
+    # It is tried again on its day, though no period of anybody ends then.
+    fresh.service.run(fresh.service.app.state.billing.close())
+    fresh.go(days=1, hours=1)
+    fresh.run(collect=False)
+    fresh.service.run(start())
+    while invoices(poor)[0]["status"] != "paid":
+        assert time.monotonic() < end, "nobody collected"
+        time.sleep(0.05)
 
 
 def test_a_customer_who_was_not_billed_for_days_gets_one_invoice_for_each(fresh: Desk) -> None:

@@ -89,3 +89,23 @@ def test_a_run_by_hand_says_what_it_did(office: Desk, tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout[ended.stdout.index("{") :])["billed"] == 0
     assert "billed 0, corrected 0" in soma(office, "run", **given).stdout
+
+
+def test_limits_are_set_and_shown_on_the_command_line(office: Desk) -> None:
+    somebody = office.customer()
+    operator = office.token("platform", "operator")
+    limits = ("--limit", "all 500 USD", "--limit", "big 50 USD soft model=m1 at=0.5,1 no-fees")
+    done = soma(office, "quota", "set", somebody.tenant, *limits, token=operator)
+    assert done.returncode == 0, done.stderr
+    office.use(somebody, {"tokens_in": 3_000_000})
+    shown = soma(office, "quota", "show", somebody.tenant, token=somebody.token)
+    assert shown.returncode == 0, shown.stderr
+    assert "model=m1" in shown.stdout
+    state = json.loads(soma(office, "quota", "show", somebody.tenant, "--json", token=operator).stdout)
+    assert [(one["id"], one["mode"], one["fees"]) for one in state["limits"]] == [
+        ("all", "hard", True),
+        ("big", "soft", False),
+    ]
+    wrong = soma(office, "quota", "set", somebody.tenant, "--limit", "all 5 USD sometimes", token=operator)
+    assert wrong.returncode == 2
+    assert "sometimes" in wrong.stderr

@@ -56,7 +56,7 @@ async def live(plan: dict[str, Any]) -> None:
             name,
             plan["url"],
             clickhouse,
-            reader.firsts,
+            reader.versions,
             observe=observe,
             rollup_pause_s=plan.get("pause_s", 0.0),
         )

@@ -16,8 +16,8 @@ from domain.ledger import Caller
 from domain.values import Money
 from ops.clickhouse import ClickHouse, as_service
 from ops.clickhouse_migrate import migrate_clickhouse
+from ops.clock import Clock
 from ops.engine.process import Target
-from ops.reads import Stored
 from ops.reconcile_views import mend_views, view_statements, wrong_views
 from ops.runtime import Runtime, open_runtime
 from ops.settings import Settings
@@ -27,7 +27,7 @@ from projections.warehouse import Warehouse
 
 TELLER = Caller("tess", "platform", frozenset({"billing", "operator", "service"}))
 TENANTS = ("acme", "bolt", "cube", "dune")
-COMPARED = ("clickhouse.records", "clickhouse.billing", "clickhouse.usage")
+COMPARED = ("clickhouse.records", "clickhouse.billing", "clickhouse.usage", "clickhouse.commerce")
 
 
 class World:
@@ -77,7 +77,7 @@ class World:
     async def follow(self, names: Sequence[str] = COMPARED, batch_max: int = BATCH_MAX) -> None:
         """Apply what is new, and let everything settle."""
         for name in names:
-            sink = Warehouse(name, self.runtime.url, self.clickhouse, self._firsts)
+            sink = Warehouse(name, self.runtime.url, self.clickhouse, self.runtime.reader.versions)
             try:
                 await self._apply(sink, batch_max)
             finally:
@@ -90,9 +90,6 @@ class World:
             await sink.apply(Batch(position, await self.runtime.reader.span(position, end)))
             position = end
         await sink.settle()
-
-    async def _firsts(self, streams: Sequence[str]) -> list[Stored]:
-        return [(await self.runtime.reader.stream(stream, limit=1))[0] for stream in streams]
 
     # ------------------------------------------------------------------ damage
 
@@ -142,7 +139,7 @@ class World:
 
 @asynccontextmanager
 async def world(
-    database_url: str, data_dir: Path, target: Target, payments: int = 200
+    database_url: str, data_dir: Path, target: Target, payments: int = 200, clock: Clock | None = None
 ) -> AsyncIterator[World]:
     """Open a world whose log is followed to its end."""
     settings = Settings(database_url=SecretStr(database_url), data_dir=data_dir)
@@ -150,7 +147,7 @@ async def world(
     try:
         await migrate_clickhouse(clickhouse)
         await _empty(clickhouse)
-        async with open_runtime(settings) as runtime:
+        async with open_runtime(settings, clock=clock) as runtime:
             told = World(runtime, clickhouse)
             if payments:
                 await told.open_wallets()

@@ -10,7 +10,7 @@ import pytest
 
 from domain.errors import MigrationAlteredError, MigrationFailedError, MigrationUnknownError
 from ops.clickhouse import ClickHouse
-from ops.clickhouse_migrate import applied_to_clickhouse, migrate_clickhouse
+from ops.clickhouse_migrate import applied_to_clickhouse, clickhouse_migrations, migrate_clickhouse
 from ops.engine.process import EmbeddedClickHouse, Target
 from tests.real.clickhouse.conftest import opened
 
@@ -74,6 +74,36 @@ def test_a_file_that_failed_half_way_is_run_again(empty: Target, tmp_path: Path)
         file.write_text(TABLE + "INSERT INTO soma.one VALUES (1);\n")
         assert len(await migrate_clickhouse(clickhouse, directory=tmp_path)) == 1
         assert await clickhouse.rows("SELECT x FROM soma.one") == [(1,)]
+
+    run(empty, work)
+
+
+def test_usage_of_an_earlier_release_counts_as_it_did(empty: Target, tmp_path: Path) -> None:
+    for file in sorted(clickhouse_migrations().glob("000[123]_*.sql")):
+        (tmp_path / file.name).write_text(file.read_text())
+    taken = (
+        "INSERT INTO soma.usage (position, address, at, occurred_at, hour, tenant, source, event_id, provider, model,"
+        " status, requests, tokens_in, cost, currency) SELECT number, toString(number), now64(), now64(),"
+        " toStartOfHour(now()), 'acme', 'gw', toString(number), 'p', 'm', 'ok', 1, 10, 0.5, 'USD' FROM numbers(3)"
+    )
+
+    async def work(clickhouse: ClickHouse) -> None:
+        await migrate_clickhouse(clickhouse, directory=tmp_path)
+        await clickhouse.command(taken)
+        await migrate_clickhouse(clickhouse)
+        assert await clickhouse.rows(
+            "SELECT count(), sum(tokens_in), sum(cost), max(version) FROM bi.usage"
+        ) == await clickhouse.rows("SELECT 3, 30, toDecimal128(1.5, 9), 1")
+        # As much of the file as was carried out is carried out again, where a start was cut short.
+        await clickhouse.command("TRUNCATE TABLE soma.schema_migrations")
+        await migrate_clickhouse(clickhouse)
+        # What is put right now takes its place beside what was taken then.
+        columns = "position, leg, sign, version, reverses, tenant, provider, model, hour, tokens_in"
+        await clickhouse.command(
+            f"INSERT INTO soma.usage ({columns}) SELECT 9, 0, -1, 2, position, tenant, provider, model, hour, tokens_in"
+            " FROM soma.usage WHERE position = 1"
+        )
+        assert await clickhouse.rows("SELECT count(), sum(tokens_in) FROM bi.usage") == [(2, 20)]
 
     run(empty, work)
 

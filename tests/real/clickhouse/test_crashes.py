@@ -136,7 +136,7 @@ def test_an_engine_killed_under_load_loses_nothing_that_was_kept(
 
             async def one(name: str) -> None:
                 clickhouse = await ClickHouse.found(lambda: as_service(engine.target))
-                sink = Warehouse(name, market, clickhouse, log.firsts, rollup_pause_s=0)
+                sink = Warehouse(name, market, clickhouse, log.versions, rollup_pause_s=0)
                 await Follower(name, sink, market, listener, batch_max=8, linger_s=0).run(until=size)
                 await clickhouse.close()
 
@@ -246,7 +246,7 @@ def test_a_live_follower_hands_over_to_a_rebuild_and_goes_on(
     async def both() -> None:
         async with log_of(market) as log, Listener(market) as listener:
             theirs, ours = [await ClickHouse.open(*as_service(migrated)) for _ in range(2)]
-            sink = Warehouse("clickhouse.billing", market, theirs, log.firsts)
+            sink = Warehouse("clickhouse.billing", market, theirs, log.versions)
             live = asyncio.create_task(Follower(sink.name, sink, market, listener).run())
             await asyncio.sleep(0.5)
             await rebuild.rebuild(ours, market, "clickhouse.billing")

@@ -144,7 +144,7 @@ async def log_of(url: str) -> AsyncIterator[LogReader]:
 async def sink_of(target: Target, url: str, name: str, **options: Any) -> AsyncIterator[Warehouse]:
     """Lead one group of tables."""
     async with log_of(url) as log, connected(target) as clickhouse:
-        sink = Warehouse(name, url, clickhouse, log.firsts, **options)
+        sink = Warehouse(name, url, clickhouse, log.versions, **options)
         try:
             await sink.open()
             yield sink
@@ -166,7 +166,7 @@ async def follow(
         size = await log.size() if until is None else until
         for name in names:
             async with connected(target) as clickhouse:
-                sink = Warehouse(name, url, clickhouse, log.firsts, **options)
+                sink = Warehouse(name, url, clickhouse, log.versions, **options)
                 await Follower(name, sink, url, listener, batch_max=batch_max, linger_s=0).run(until=size)
             async with sink_of(target, url, name, **options) as sink:
                 await sink.settle()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from eventsourcing.persistence import StoredEvent
@@ -165,7 +166,7 @@ def test_of_two_commits_that_claim_one_version_the_first_wins_and_neighbours_are
         await rt.ledger.act(open_tally, OpenTally(name="one"), MIA)
         rt.ledger._log.submit = original
         assert row is not None
-        rivals = [Commit([row._replace(stream="tally/x")]) for _ in range(3)] + [Commit([row])]
+        rivals = [Commit([msgspec.structs.replace(row, stream="tally/x")]) for _ in range(3)] + [Commit([row])]
 
         async def sent(commit: Commit) -> Any:
             rt.recorder.submit(commit)

@@ -160,8 +160,8 @@ def test_of_64_releases_of_one_contract_exactly_one_pays(
     nano = {name: balance for name, balance in checked.balances.items() if not name.startswith("cash")}
     assert nano == {
         "wallet.lab.USD": 8_250_000_000,
-        "wallet.north.USD": 7_312_500_000,
-        "wallet.south.USD": 4_143_750_000,
+        "earnings.north.USD": 7_312_500_000,
+        "earnings.south.USD": 4_143_750_000,
         "fees.platform.USD": 293_750_000,
     }
 

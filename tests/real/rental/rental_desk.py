@@ -156,7 +156,7 @@ def check_books(database_url: str, ended: list[Ending]) -> None:
         sums: Any = conn.execute("SELECT sum(amount_nano) FROM postings WHERE hold IS NULL").fetchone()
         paid: Any = conn.execute(
             "SELECT sum(balance_nano), sum(held_nano) FROM accounts WHERE account IN"
-            " ('wallet.maker.USD', 'fees.platform.USD')"
+            " ('earnings.maker.USD', 'fees.platform.USD')"
         ).fetchone()
         left: Any = conn.execute(
             "SELECT balance_nano, held_nano FROM accounts WHERE account = 'wallet.acme.USD'"

@@ -2,110 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
-
 import httpx
-import pytest
 
-from domain.ledger import Caller
 from domain.values import moment_of
-from ops.clock import Clock
-from tests.real.conftest import lend
-from tests.real.persona.capsule_world import OPERATOR, CapsuleWorld
-from tests.real.persona.test_publication_http import Stage, until
-from tests.real.service import Service, serving, settings_on
-from tests.unit.persona.capsule_maker import Capsule
-
-RENTER = Caller("rick", "renters", frozenset({"owner"}))
-SELLER = Caller("olivia", "acme", frozenset({"owner"}))
-STRANGER = Caller("sam", "strange", frozenset({"owner", "provider"}))
-TELLER = Caller("tess", "platform", frozenset({"operator", "billing"}))
-HOUR_S = 3_600
-lending = contextmanager(lend)
-
-
-class Shop(NamedTuple):
-    """A service whose clock the test moves, and a persona that is on show there."""
-
-    service: Service
-    stage: Stage
-    capsule: Capsule
-    clients: dict[Caller, httpx.Client]
-    offset: list[int]
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass, at once."""
-        self.offset[0] += int(seconds * 10**9)
-
-    def post(self, who: Caller, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        """Do something."""
-        return self.clients[who].post(path, json={} if body is None else body, headers=headers)
-
-    def made(self, who: Caller, path: str, body: Any = None, **headers: str) -> Any:
-        """Do something that must succeed."""
-        answer = self.post(who, path, body, **headers)
-        assert answer.is_success, answer.text
-        return answer.json()
-
-    def read(self, who: Caller, path: str) -> Any:
-        """Look at something that must be there."""
-        answer = self.clients[who].get(path)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def wallet(self, tenant: str) -> tuple[str, str]:
-        """Give the balance of a wallet and what is held of it."""
-        found = self.read(OPERATOR, f"/v1/accounts/wallet.{tenant}.USD")
-        return found["balance"], found["held"]
-
-
-def priced(document: dict[str, Any]) -> None:
-    """Offer the persona in every way."""
-    ways = (("rental", "0.50", 60), ("subscription", "30.00", 43_200), ("purchase", "90.00", None))
-    document["pricing"] = [
-        {"model": model, "price": {"amount": amount, "currency": "USD"}, "billing_period_minutes": minutes,
-         "price_book": None, "notes": ""}
-        for model, amount, minutes in ways
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shop(server_url: str, template_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """Put a persona on show, and money into the renter's wallet."""
-    offset = [0]
-    place = tmp_path_factory.mktemp("service")
-    with (
-        lending(server_url, template_database) as url,
-        serving(settings_on(url, place), Clock(lambda: time.time_ns() + offset[0])) as service,
-    ):
-        world = CapsuleWorld(service)
-        world.found()
-        stage = Stage(world)
-        clients = {who: world.client(who) for who in (RENTER, SELLER, STRANGER, TELLER, OPERATOR)}
-        opened = Shop(service, stage, published(stage, "harbour-pilot"), clients, offset)
-        opened.made(
-            TELLER, "/v1/deposits", {"tenant": "renters", "amount": {"amount": "500", "currency": "USD"}}
-        )
-        try:
-            yield opened
-        finally:
-            for client in [*clients.values(), *stage.clients.values()]:
-                client.close()
-
-
-def published(stage: Stage, persona_id: str) -> Capsule:
-    """Bring a persona on show."""
-    capsule = stage.world.capsule(persona_id, items=20, change=priced)
-    path = stage.exported(capsule)
-    stage.inspected(path)
-    stage.approved(capsule)
-    stage.signed(capsule, "ada", "ben")
-    answer = stage.post(SELLER, f"{path}/publish")
-    assert answer.status_code == 200, answer.text
-    return capsule
+from tests.real.persona.capsule_world import OPERATOR
+from tests.real.persona.test_publication_http import until
+from tests.real.rental.shop import HOUR_S, RENTER, SELLER, STRANGER, Shop, published
 
 
 def test_a_rental_goes_from_the_reservation_to_its_settlement(shop: Shop) -> None:
@@ -149,6 +51,20 @@ def test_a_rental_goes_from_the_reservation_to_its_settlement(shop: Shop) -> Non
     assert shop.read(SELLER, path)["status"] == "expired"
     metrics = shop.clients[RENTER].get("/metrics").text
     assert 'soma_rental_lateness_seconds_count{kind="rental"}' in metrics
+
+
+def test_a_quote_is_what_the_rental_reserves(shop: Shop) -> None:
+    for minutes in (1, 60, 61, 600):
+        quoted = shop.made(RENTER, "/v1/personas/harbour-pilot/rent/quote", {"minutes": minutes})
+        made = shop.made(RENTER, "/v1/personas/harbour-pilot/rent", {"minutes": minutes})
+        assert (quoted["amount"], quoted["minutes"]) == (made["reserved"], made["minutes"])
+        assert quoted["capsule"] == shop.capsule.address
+        ended = shop.made(RENTER, f"/v1/rentals/{made['id']}/end")
+        assert ended["charged"]["amount"] == "0.00"
+    too_long = shop.post(RENTER, "/v1/personas/harbour-pilot/rent/quote", {"minutes": 60 * 24 * 366 + 1})
+    assert too_long.status_code == 400
+    mine = shop.post(SELLER, "/v1/personas/harbour-pilot/rent/quote", {"minutes": 1})
+    assert mine.json()["code"] == "self_dealing"
 
 
 def test_nobody_is_let_in_at_or_after_the_end_however_often_one_asks(shop: Shop) -> None:

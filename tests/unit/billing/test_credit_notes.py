@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from domain.billing.payouts import (
 )
 from domain.ledger import Caller
 from tests.unit.billing.billing_maker import Billed
+from tests.unit.billing.earning import Earn, earn
 from tests.unit.billing.test_invoices import FEBRUARY, play
 from tests.unit.market.market_maker import OPERATOR, usd
 
@@ -72,6 +74,40 @@ def test_what_is_still_due_goes_down_first_and_the_rest_comes_back():
     play(story)
 
 
+@pytest.mark.parametrize("credited_first", [True, False])
+@pytest.mark.parametrize("paid", [True, False])
+def test_what_was_credited_is_not_given_back_again_by_a_correction_nor_the_other_way_round(credited_first, paid):
+    async def story(told: Billed) -> None:
+        told.use(0, 1_000_000)
+        told.go_to(FEBRUARY)
+        first = await told.bill()
+        name, total = first["id"], first["owed"]["amount"]
+        if paid:
+            await told.pay(name)
+        if credited_first:
+            await credit(told, name, total)
+        told.readings[0] = told.readings[0]._replace(tokens_out=0)
+        later = await told.correct(name)
+        if not credited_first:
+            assert await told.code(credit(told, name, total)) == "credit_too_large"
+            await credit(told, name, "12.50")
+        # Of 48.20 with its tax 12.50 are for the base fee and the call; everything was taken back, and no more.
+        assert (total, later["owed"]["amount"]) == ("48.20", "0.00" if credited_first else "-35.70")
+        given_back = told.balance("credits.acme.USD") - told.balance("receivable.acme.USD")
+        assert given_back == (told.loaded_nano(first["owed"]) if paid else 0)
+        assert told.balance("revenue.platform.USD") == told.balance("tax.platform.USD") == 0
+        told.readings[0] = told.readings[0]._replace(tokens_out=1_000_000, tokens_in=1)
+        again = await told.correct(later["id"])
+        assert again["owed"]["amount"] == ("0.00" if credited_first else "35.70")
+
+    async def run() -> None:
+        told = Billed()
+        await told.begin(taxes=[{"name": "vat", "share": "0.19"}])
+        await story(told)
+
+    asyncio.run(run())
+
+
 def test_an_unpayable_amount_or_another_currency_is_refused():
     async def story(told: Billed) -> None:
         told.go_to(FEBRUARY)
@@ -86,6 +122,10 @@ def test_an_unpayable_amount_or_another_currency_is_refused():
 def test_a_payout_leaves_once_or_comes_back_once():
     async def story(told: Billed) -> None:
         ask = RequestPayout(amount=usd("600"), destination="main account")
+        # What is in the wallet was paid in to be spent; only earnings are paid out.
+        assert await told.code(told.do(request_payout, ask, ACME)) == "account_not_found"
+        await told.do(earn, Earn(tenant="acme", amount=usd("1000")), OPERATOR)
+        paid_in = told.balance("cash.platform.USD")
         first = (await told.do(request_payout, ask, ACME))["id"]
         assert await told.code(told.do(request_payout, ask, ACME)) == "insufficient_funds"
         fail = FailPayout(payout_id=first, reason="no such account")
@@ -95,7 +135,9 @@ def test_a_payout_leaves_once_or_comes_back_once():
         await told.do(confirm_payout, confirm, OPERATOR)
         for again in ((confirm_payout, confirm), (fail_payout, FailPayout(payout_id=first, reason="x"))):
             assert await told.code(told.do(*again, OPERATOR)) == "payout_settled"
-        assert told.balance("wallet.acme.USD") == usd("400").nano
-        assert told.balance("cash.platform.USD") == usd("400").nano
+        assert told.balance("earnings.acme.USD") == usd("400").nano
+        assert told.balance("wallet.acme.USD") == usd("1000").nano
+        # The cash was booked as paid in, and a payout takes from it.
+        assert paid_in - told.balance("cash.platform.USD") == usd("600").nano
 
     play(story)

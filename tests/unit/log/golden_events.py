@@ -30,7 +30,7 @@ _PAID = [
         "USD",
         [
             Posting("wallet.acme.USD", "12.50"),
-            Posting("wallet.bolt.USD", "-12.25"),
+            Posting("earnings.bolt.USD", "-12.25"),
             Posting("fees.platform.USD", "-0.25"),
         ],
     )
@@ -71,14 +71,25 @@ MONEY: dict[str, list[Any]] = {
     "contract.escrow_refunded": [Void("contract-1")],
     "contract.escrow_expired": [Expire("contract-1")],
     "grant.granted": [_moved("wallet.acme.USD", "credits.acme.USD")],
+    "quota.reserved": [Hold("reservation-1", "wallet.acme.USD", "12.50", "USD")],
+    "quota.released": [Void("reservation-1")],
+    "quota.spent": [
+        Post(
+            "reservation-1",
+            "USD",
+            [Posting("wallet.acme.USD", "12.50"), Posting("credits.acme.USD", "-12.50")],
+        )
+    ],
     "grant.burned": [_moved("credits.acme.USD", "receivable.acme.USD")],
     "grant.expired": [_moved("credits.acme.USD", "promotions.platform.USD")],
     "invoice.issued": [_moved("receivable.acme.USD", "revenue.platform.USD")],
     "invoice.paid": [_moved("wallet.acme.USD", "receivable.acme.USD")],
     "credit_note.issued": [_moved("revenue.platform.USD", "credits.acme.USD")],
-    "payout.requested": [Hold("payout-1", "wallet.acme.USD", "12.50", "USD")],
+    "payout.requested": [Hold("payout-1", "earnings.acme.USD", "12.50", "USD")],
     "payout.paid": [
-        Post("payout-1", "USD", [Posting("wallet.acme.USD", "12.50"), Posting("cash.platform.USD", "-12.50")])
+        Post(
+            "payout-1", "USD", [Posting("earnings.acme.USD", "12.50"), Posting("cash.platform.USD", "-12.50")]
+        )
     ],
     "payout.failed": [Void("payout-1")],
 }
@@ -161,10 +172,12 @@ def sample_text(name: str) -> str:
     known = {"currency": "USD", "purpose": "wallet", "side": "credit", "outcome": "split", "rule": "mean"}
     known["version"] = "1.4.0"
     known |= {"zone": "Europe/Berlin", "anchor": "2026-01-31", "number": "INV-acme-000001"}
-    if name in ("period_start", "period_end", "billed_to", "effective_from", "start", "end"):
+    if name in ("period_start", "period_end", "billed_to", "effective_from", "start", "end", "last"):
         return AT
     if name in ("share", "price", "quantity", "exact", "rounding", "carried", "free", "minimum", "maximum"):
         return "0.5"
+    if name in ("threshold", "thresholds"):
+        return "0.8"
     if name in ("commitment", "up_to", "flat", "per", "size"):
         return "3"
     return known.get(name, f"{name.replace('_', '-')}-1")
@@ -191,7 +204,7 @@ def golden_record(topic: str, cls: type[Event]) -> bytes:
 
 
 def _begins(topic: str) -> bool:
-    if topic in ("price_book.published", "price_sheet.written", "customer.enrolled"):
+    if topic in ("price_book.published", "price_sheet.written", "customer.enrolled", "quota.set"):
         return True
     if topic.partition(".")[0] in ("invoice", "credit_note"):
         return topic.endswith(".issued")

@@ -14,6 +14,7 @@ from domain.log.tiles import TILE_BYTES, Tile, tiles_of
 from domain.log.tree import (
     EMPTY_ROOT,
     Frontier,
+    Prover,
     Tree,
     consistency_proof,
     consistency_tiles,
@@ -266,6 +267,25 @@ class TestInclusion:
     def test_a_tile_of_the_wrong_width_is_damage(self, small):
         with pytest.raises(LogDamagedError):
             inclusion_proof(3, 300, lambda *name: small[1](*name)[:-32])
+
+
+class TestManyProofs:
+    @given(st.data())
+    def test_of_one_tree_are_the_proofs_one_by_one(self, large, data):
+        size = data.draw(st.integers(1, len(LEAVES)))
+        prover = Prover(size, large[1])
+        for position in data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20)):
+            assert prover.prove(position) == inclusion_proof(position, size, large[1])
+
+    def test_go_on_when_what_they_share_is_forgotten(self, large, monkeypatch):
+        monkeypatch.setattr("domain.log.tree.SHARED_HASHES_MAX", 50)
+        prover = Prover(70_000, large[1])
+        for position in range(0, 70_000, 1_777):
+            assert prover.prove(position) == SLOW.path(position, 0, 70_000)
+
+    def test_of_a_position_outside_the_tree_are_refused(self, large):
+        with pytest.raises(TreeSizeInvalidError):
+            Prover(5, large[1]).prove(5)
 
 
 class TestConsistency:

@@ -11,15 +11,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domain.billing.accounts import (
-    Deposit,
-    deposit,
-)
+from domain.billing.accounts import Deposit, deposit, ensure
+from domain.ledger import Case, allow
 from domain.market import contracts, disputes, offers, rounds
 from domain.market.contracts import PPM, Contract, Share, split
 from domain.market.matching import ScoreBreakdown, SelectedOffer
 from domain.values import CURRENCY_DIGITS, Money, parse_nano
 from tests.unit.market.market_maker import (
+    ADDRESS,
     OPERATOR,
     OWNER,
     REVIEWER,
@@ -89,7 +88,7 @@ class TestContracts:
                 "contract.escrow_released",
             ]  # fmt: skip
             assert market.balances() == {
-                "cash.platform.USD": "15.00", "wallet.bolt.USD": "9.75", "wallet.cord.USD": "4.875",
+                "cash.platform.USD": "15.00", "earnings.bolt.USD": "9.75", "earnings.cord.USD": "4.875",
                 "fees.platform.USD": "0.375",
             }  # fmt: skip
             contract = market.state("contract", name)
@@ -97,6 +96,30 @@ class TestContracts:
             assert (contract["status"], contract["escrow_status"], contract["payout_status"]) == (
                 "released",
             ) * 3
+
+        play(scene)
+
+    def test_a_seller_whose_offer_is_older_than_earnings_is_paid_into_them_all_the_same(self):
+        async def scene(market: Market) -> None:
+            @allow()
+            def list_as_before(case: Case, command: offers.ListOffer) -> offers.Offer:
+                ensure(case, "wallet", case.caller.tenant, command.price_per_round.currency)
+                members = offers.Offer.Listed.__struct_fields__
+                listed = offers.Offer.Listed(**{name: getattr(command, name) for name in members})
+                return case.create(offers.Offer, case.new_id("offer"), listed)
+
+            for tenant, price in (("bolt", "10"), ("cord", "5")):
+                command = offers.ListOffer(
+                    seller_node_id=tenant, price_per_round=usd(price), allowed_tasks=["classification"],
+                    dataset_fingerprint=ADDRESS,
+                )  # fmt: skip
+                await market.do(list_as_before, command, seller(tenant))
+            assert "earnings.bolt.USD" not in market.store.book.accounts
+            await market.contract_that_is("released", prices=[])
+            assert market.balances() == {
+                "cash.platform.USD": "15.00", "earnings.bolt.USD": "9.75", "earnings.cord.USD": "4.875",
+                "fees.platform.USD": "0.375",
+            }  # fmt: skip
 
         play(scene)
 
@@ -196,7 +219,7 @@ class TestContracts:
             )
             (released,) = [r for r in market.store.logged if r.row.type == "contract.escrow_released"]
             assert released.row.record.count(b'"seller":') == 2
-            assert market.balances()["wallet.bolt.USD"] == "14.625"
+            assert market.balances()["earnings.bolt.USD"] == "14.625"
             assert market.state("seller", "bolt")["successes"] == 1
             assert market.state("contract", name)["offer_count"] == 3
 
@@ -224,7 +247,7 @@ class TestContracts:
             await market.do(contracts.fund_contract, contracts.FundContract(contract_id=contract_id), OWNER)
             await market.complete(await market.start(contract_id))
             await market.release(contract_id)
-            assert market.balances()["wallet.bolt3.USD"] == "975000000000.00"
+            assert market.balances()["earnings.bolt3.USD"] == "975000000000.00"
 
         play(scene)
 
@@ -249,13 +272,13 @@ class TestContracts:
             await market.release(name)
             total = sum(nano for _, nano in prices)
             accounts = market.store.book.accounts
-            wallets = {n: a.balance_nano for n, a in accounts.items() if n != "cash.platform.USD"}
-            assert sum(wallets.values()) == total
+            earned = {n: a.balance_nano for n, a in accounts.items() if n != "cash.platform.USD"}
+            assert sum(earned.values()) == total
             assert not any(a.held_nano for a in accounts.values())
             for tenant in {tenant for tenant, _ in prices}:
                 price = sum(nano for who, nano in prices if who == tenant)
                 payable = half_even(Fraction(price * (PPM if share is None else share), PPM))
-                assert wallets[f"wallet.{tenant}.USD"] == payable - half_even(
+                assert earned[f"earnings.{tenant}.USD"] == payable - half_even(
                     Fraction(payable * fee_ppm, PPM)
                 )
 
@@ -373,7 +396,7 @@ class TestDisputes:
             name = await market.contract_that_is("completed")
             await market.resolve(await market.dispute(name), outcome, share)
             await (market.refund(name) if bolt is None else market.release(name))
-            assert market.balances().get("wallet.bolt.USD") == bolt
+            assert market.balances().get("earnings.bolt.USD") == bolt
             paid = parse_nano(bolt or "0") * 3 // 2
             left = market.store.book.accounts["wallet.acme.USD"]
             fees = market.store.book.accounts.get("fees.platform.USD")
@@ -389,7 +412,7 @@ class TestDisputes:
             name = await market.contract_that_is("completed")
             assert await self.ask(market, "reject", await market.dispute(name)) == "ok"
             await market.release(name)
-            assert market.balances()["wallet.bolt.USD"] == "9.75"
+            assert market.balances()["earnings.bolt.USD"] == "9.75"
 
         play(scene)
 

@@ -104,7 +104,7 @@ class TestOffers:
 
         play(scene)
 
-    def test_a_revision_changes_what_it_names_and_opens_the_wallet_it_needs(self):
+    def test_a_revision_changes_what_it_names_and_opens_the_account_it_needs(self):
         async def scene(market: Market) -> None:
             name = await market.offer("bolt")
             before = market.state("offer", name)
@@ -116,7 +116,7 @@ class TestOffers:
             assert (after["status"], after["version"]) == ("paused", 3)
             same = set(before) - {"price_per_round", "label_schema", "status", "version", "updated_at"}
             assert {k: before[k] for k in same} == {k: after[k] for k in same}
-            assert "wallet.bolt.EUR" in market.store.book.accounts
+            assert "earnings.bolt.EUR" in market.store.book.accounts
             assert market.topics("offer") == ["offer.listed", "offer.revised", "offer.paused"]
 
         play(scene)

@@ -37,6 +37,11 @@ PURCHASE = {
 ALL = (RENTAL, MONTHLY, PURCHASE)
 
 
+def priced_at(option: dict[str, Any], amount: str) -> dict[str, Any]:
+    """Offer the same at another price."""
+    return option | {"price": option["price"] | {"amount": amount}}
+
+
 class Shop(World):
     """A platform where a persona is on show, and a tenant may pay for it."""
 
@@ -104,7 +109,14 @@ class Shop(World):
 
     def wallet(self, tenant: str = RENTER.tenant) -> tuple[str, str]:
         """Give the balance of a wallet and what is held of it."""
-        found = self.store.book.accounts.get(f"wallet.{tenant}.USD")
+        return self._holds(f"wallet.{tenant}.USD")
+
+    def earnings(self, tenant: str = "acme") -> tuple[str, str]:
+        """Give what a seller was paid, and what is held of it."""
+        return self._holds(f"earnings.{tenant}.USD")
+
+    def _holds(self, account: str) -> tuple[str, str]:
+        found = self.store.book.accounts.get(account)
         if found is None:
             return ("0.00", "0.00")
         return (Money.of(found.balance_nano, "USD").amount, Money.of(found.held_nano, "USD").amount)

@@ -149,6 +149,40 @@ class TestWhoMay:
         assert await shop.code(renting.activate, activation) == "ok"
 
 
+class TestQuotes:
+    """What a rental would reserve, before anybody rents."""
+
+    @story
+    async def test_a_quote_is_what_is_reserved_and_writes_nothing(self):
+        shop = await Shop.opened(RENTAL, IN_EURO)
+        wish = renting.RentPersona(persona_id=PERSONA, minutes=61, currency="USD")
+        size = len(shop.store.logged)
+        quoted = msgspec.json.decode((await shop.judged(renting.quote_rental, wish, RENTER)).body)
+        assert len(shop.store.logged) == size
+        assert (quoted["minutes"], quoted["period_minutes"], quoted["amount"]["amount"]) == (120, 60, "1.00")
+        assert (quoted["capsule"], quoted["version"]) == (shop.capsule.address, "1.0.0")
+        made = msgspec.json.decode((await shop.judged(renting.rent, wish, RENTER)).body)
+        assert (made["reserved"], made["minutes"]) == (quoted["amount"], quoted["minutes"])
+
+    @story
+    async def test_what_the_policy_obliges_to_is_named_and_not_refused(self):
+        shop = await Shop.opened()
+        shop.engine = Obliging()
+        quoted = msgspec.json.decode((await shop.judged(renting.quote_rental, RENT, RENTER)).body)
+        assert quoted["obligations"] == ["ask_consent_for_tools"]
+        willing = renting.RentPersona(persona_id=PERSONA, minutes=60, accepted=["ask_consent_for_tools"])
+        quoted = msgspec.json.decode((await shop.judged(renting.quote_rental, willing, RENTER)).body)
+        assert quoted["obligations"] == []
+
+    @story
+    async def test_nobody_is_quoted_what_they_may_not_rent(self):
+        shop = await Shop.opened()
+        assert await shop.code(renting.quote_rental, RENT, AUTHOR) == "self_dealing"
+        shop.engine.allow = False
+        assert await shop.code(renting.quote_rental, RENT, RENTER) == "policy_denied"
+        assert await shop.code(renting.quote_rental, RENT, CLOCK) == "forbidden"
+
+
 class TestWhatIsOnOffer:
     @story
     async def test_a_draft_is_as_good_as_absent(self):
@@ -228,7 +262,7 @@ class TestMoney:
         assert (ended["status"], ended["charged"]["amount"]) == ("ended", "1.00")
         assert shop.wallet() == ("99.00", "0.00")
         # An eighth of a dollar is 12.5 cents, half to even.
-        assert shop.wallet("acme")[0] == "0.88"
+        assert (shop.earnings(), shop.wallet("acme")) == (("0.88", "0.00"), ("0.00", "0.00"))
 
     @story
     async def test_an_extension_is_rounded_up_too(self):

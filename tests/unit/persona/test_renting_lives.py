@@ -179,7 +179,7 @@ class Lives(RuleBasedStateMachine):
         assert all(a.overdraft or a.balance_nano >= a.held_nano >= 0 for a in book.accounts.values())
         pending = sum(hold.amount_nano for hold in book.holds.values() if hold.status == "pending")
         assert pending == sum(_held_nano(kind, use) for kind, use in self.uses())
-        seller = book.accounts.get("wallet.acme.USD")
+        seller = book.accounts.get("earnings.acme.USD")
         fees = book.accounts.get("fees.platform.USD")
         earned = (seller.balance_nano if seller else 0) + (fees.balance_nano if fees else 0)
         assert book.accounts["wallet.renters.USD"].balance_nano == PAID_IN_NANO - earned

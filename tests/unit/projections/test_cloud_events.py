@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from domain.errors import LogDamagedError
-from domain.log.records import address_text, digest
+from domain.log.records import AGGREGATES, MoneyEvent, address_text, digest
 from ops.kafka import Message
 from ops.reads import Stored
-from projections.cloud_events import BILLING, EVENTS, TRAINING, CloudEvents
+from projections.cloud_events import BILLING, BILLING_KINDS, EVENTS, TRAINING, CloudEvents
+from tests.unit.log.golden_events import event_classes, golden_path
 
 GOLDEN = sorted((Path(__file__).resolve().parents[2] / "golden").glob("*.json"))
 MOVES = {
@@ -19,8 +20,19 @@ MOVES = {
     "contract.escrow_funded": ("hold", "wallet.acme.USD", "USD", "12.50"),
     "contract.escrow_released": ("post", "wallet.acme.USD,wallet.bolt.USD,fees.platform.USD", "USD", "12.50"),
     "account.opened": ("open", "wallet.acme.USD", None, None),
+    "payout.requested": ("hold", "earnings.acme.USD", "USD", "12.50"),
+    "payout.paid": ("post", "earnings.acme.USD,cash.platform.USD", "USD", "12.50"),
+    "payout.failed": ("void", None, "USD", "12.50"),
+    "invoice.issued": ("transfer", "receivable.acme.USD,revenue.platform.USD", "USD", "12.50"),
+    "grant.burned": ("transfer", "credits.acme.USD,receivable.acme.USD", "USD", "12.50"),
+    "rental.requested": ("hold", "wallet.acme.USD", "USD", "12.50"),
+    "rental.ended": ("post,expire", "wallet.acme.USD,earnings.bolt.USD,fees.platform.USD", "USD", "12.50"),
+    "purchase.refunded": ("void", None, "USD", "12.50"),
     "contract.escrow_refunded": ("void", None, "USD", "12.50"),
 }
+
+
+USES = ("rental", "subscription", "purchase")
 
 
 def written(record: bytes, position: int = 7) -> dict[str, Message]:
@@ -64,8 +76,18 @@ def test_a_record_goes_where_its_readers_are(path: Path) -> None:
     wanted = {EVENTS}
     if group in ("training", "round"):
         wanted.add(TRAINING)
-    kinds = ("account", "transfer", "usage", "invoice", "credit_note", "rental", "subscription", "purchase")
-    if envelope["data"].get("money") or group in kinds:
+    billing = (
+        "account",
+        "transfer",
+        "usage",
+        "price_book",
+        "price_sheet",
+        "customer",
+        "quota",
+        "grant",
+        "invoice",
+    )
+    if envelope["data"].get("money") or group in (*billing, "credit_note", "payout", *USES):
         wanted.add(BILLING)
     assert set(written(path.read_bytes())) == wanted
 
@@ -90,6 +112,65 @@ def test_usage_says_what_was_used_and_when() -> None:
         data["cost"]["amount"],
         data["cost"]["currency"],
     )
+
+
+CLASSES = event_classes()
+
+
+@pytest.mark.parametrize("wire_type", CLASSES)
+def test_every_event_that_may_move_money_or_is_about_billing_is_on_the_billing_topic(wire_type: str) -> None:
+    """Walk the events there are, not a list of them: what is new tomorrow is held against this too."""
+    event = CLASSES[wire_type]
+    module = event.__module__
+    about_billing = (
+        module.startswith(("domain.billing.", "domain.rental.")) and "reconciliation" not in module
+    )
+    record = golden_path(wire_type, event.SCHEMA).read_bytes()
+    assert (BILLING in written(record)) is (issubclass(event, MoneyEvent) or about_billing)
+    if issubclass(event, MoneyEvent):
+        # A price of nothing moves nothing, and its readers hear of it all the same.
+        envelope = json.loads(record)
+        envelope["data"]["money"] = []
+        assert BILLING in written(json.dumps(envelope).encode())
+
+
+def test_the_kinds_of_billing_are_kinds_there_are() -> None:
+    assert set(AGGREGATES) >= BILLING_KINDS
+
+
+def headers_of(wire_type: str) -> dict[str, str]:
+    """Read the headers of an event's golden record on the billing topic."""
+    return said(written(golden_path(wire_type, CLASSES[wire_type].SCHEMA).read_bytes())[BILLING])
+
+
+def test_an_invoice_is_told_by_its_number_its_period_and_its_prices() -> None:
+    data = json.loads(golden_path("invoice.issued", 1).read_bytes())["data"]
+    headers = headers_of("invoice.issued")
+    assert headers["ce_documentnumber"] == data["number"]
+    assert (headers["ce_periodstart"], headers["ce_periodend"]) == (data["period_start"], data["period_end"])
+    assert headers["ce_priceref"] == ",".join(sheet["address"] for sheet in data["sheets"])
+    assert headers["ce_invoice"] == headers_of("invoice.paid")["ce_invoice"] == "1"
+    assert headers_of("credit_note.issued")["ce_invoice"] == headers_of("grant.burned")["ce_invoice"]
+
+
+def test_a_rental_is_told_by_its_name_and_by_what_names_its_price() -> None:
+    for wire_type in ("rental.requested", "rental.activated", "rental.extended", "rental.ended"):
+        assert headers_of(wire_type)["ce_rental"] == "1"
+    for wire_type in ("rental.requested", "purchase.made", "subscription.started", "subscription.changed"):
+        assert headers_of(wire_type)["ce_priceref"] == "capsule-1"
+    assert headers_of("usage.metered")["ce_rental"] == "rental-id-1"
+    assert headers_of("rental.requested")["ce_persona"] == "persona-id-1"
+
+
+def test_what_is_given_back_names_its_hold_and_its_sum() -> None:
+    for wire_type in ("payout.failed", "purchase.refunded", "contract.escrow_refunded"):
+        headers = headers_of(wire_type)
+        assert headers["ce_holds"]
+        assert (headers["ce_amount"], headers["ce_currency"]) == ("12.50", "USD")
+
+
+def test_what_happened_is_what_was_recorded_where_nothing_else_is_said() -> None:
+    assert headers_of("invoice.issued")["ce_occurredtime"] == headers_of("invoice.issued")["ce_time"]
 
 
 def test_a_record_without_correlation_or_cause_has_no_such_headers() -> None:

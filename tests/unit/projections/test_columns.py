@@ -187,7 +187,7 @@ def test_events_of_a_newer_release_are_named_where_they_would_be_told_and_nowher
     usage = columns_usage.USAGE_ROWS.read(
         [stored(0, stream="usage/1", type="usage.metered", data={"source": 1})]
     )
-    assert columns_usage.usage(usage)["usage"].num_rows == 0
+    assert columns_usage.usage(usage, {})["usage"].num_rows == 0
     assert len(usage.unread) == 1
 
 
@@ -253,6 +253,8 @@ def test_columns_are_named_and_ordered_as_in_the_tables() -> None:
         body = re.search(rf"soma\.{shape.name} \(\n(.*?)\n\) ENGINE", ddl, re.DOTALL)
         assert body is not None
         found = re.findall(r"^ {4}(?!INDEX)`?(\w+)`? +\S", body[1], re.MULTILINE)
+        for added in re.findall(rf"^ALTER TABLE soma\.{shape.name}\n(.*?)\Z", ddl, re.DOTALL | re.MULTILINE):
+            found += re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", added.partition("CREATE ")[0])
         assert found == shape.schema.names, shape.name
 
 

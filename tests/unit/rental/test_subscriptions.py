@@ -241,7 +241,7 @@ class TestAPurchase:
             for _ in range(2):
                 await told.step(settle, second)
             assert told.wallet("acme") == (amount("70"), 0)
-            assert told.wallet("maker") == (amount("26.25"), 0)
+            assert told.earnings("maker") == (amount("26.25"), 0)
             assert told.state("purchase", second)["status"] == "settled"
 
         play(story)
@@ -304,7 +304,7 @@ class SubscriptionLives(RuleBasedStateMachine):
         held = sum(one.reserved.amount.nano for one in ones if one.reserved)
         assert self.told.wallet("acme") == (self.paid_in - paid, held)
         fees = self.told.store.book.accounts.get("fees.platform.USD")
-        assert self.told.wallet("maker")[0] + (fees.balance_nano if fees else 0) == paid
+        assert self.told.earnings("maker")[0] + (fees.balance_nano if fees else 0) == paid
         assert all(not one.reserved for one in ones if one.status == "ended")
 
     @invariant()
