@@ -13,11 +13,10 @@ from domain.errors import LedgerError
 from domain.log.records import Aggregate, encode_state
 
 
-# Made by the ten thousand: structs that the collector never looks at, since nothing in them can lead back to them.
-
-
 class Row(msgspec.Struct, frozen=True, gc=False):
     """A record on its way to the log."""
+
+    # Made by the ten thousand: the collector need not look at it, since nothing in it can lead back to it.
 
     stream: str
     version: int

@@ -42,7 +42,12 @@ class Place:
         except psycopg.OperationalError as outage:
             raise _away(outage) from outage
         place = cls(conn, name)
-        await place._run("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", name)
+        try:
+            await place._run("INSERT INTO followers (name) VALUES (%s) ON CONFLICT DO NOTHING", name)
+        except BaseException:
+            # Whoever is stopped meanwhile has no place to close; the connection would be left to nobody.
+            await place.close()
+            raise
         return place
 
     async def lead(self, wait_s: float | None = None) -> int:

@@ -62,6 +62,8 @@ CorrectionBody = body_of(CorrectUsage, "usage_id")
 
 # Readings of one command: what is decided at once keeps the loop for some ten milliseconds.
 PART = 1_000
+# Of one request: enough for the writer to be busy, and few enough for others to be heard in between.
+PARTS_AT_ONCE = 3
 
 _answers = msgspec.json.Decoder(Metered)
 
@@ -136,7 +138,8 @@ async def meter(
     parts: Annotated[Sequence[Part], Depends(_parts)], opened: Open, who: Who, sent: Sent
 ) -> Response:
     """Take usage readings in, 1 to 10,000; say how many were new, how many known, and which were rejected."""
-    takings = [_take(opened, who, sent, number, part) for number, part in enumerate(parts)]
+    at_once = asyncio.Semaphore(PARTS_AT_ONCE)
+    takings = [_take(opened, who, sent, number, part, at_once) for number, part in enumerate(parts)]
     taken = await asyncio.gather(*takings, return_exceptions=True)
     for outcome in taken:
         if isinstance(outcome, BaseException):
@@ -145,11 +148,14 @@ async def meter(
     return json_response(_summed([outcome for outcome in taken if isinstance(outcome, Answer)]))
 
 
-async def _take(opened: Runtime, who: Caller, sent: Envelope, number: int, part: Part) -> Answer:
+async def _take(
+    opened: Runtime, who: Caller, sent: Envelope, number: int, part: Part, at_once: asyncio.Semaphore
+) -> Answer:
     key = sent.key
     if key is not None and number:
         key = f"{sha256(key.encode()).hexdigest()}-{number}"
-    return await opened.ledger.act(meter_usage, part, who, key=key, correlation=sent.correlation)
+    async with at_once:
+        return await opened.ledger.act(meter_usage, part, who, key=key, correlation=sent.correlation)
 
 
 def _summed(taken: Sequence[Answer]) -> dict[str, Any]:

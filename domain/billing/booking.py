@@ -58,7 +58,7 @@ def change_of(made: Bill, settled: int, documents: Sequence[Billed]) -> Columns:
     owed, tax = made.total.nano + settled, columns_of(made).tax
     credited = sum(one.credited for one in documents)
     if (more := credited - owed) > 0:
-        tax += round_nano(more * sum(map(_exact_tax, documents)) / credited, made.currency)
+        tax += round_nano(more * sum(map(_exact_tax, documents), Fraction(0)) / credited, made.currency)
         owed = credited
     owed, tax = owed - sum(one.owed for one in documents), tax - sum(one.tax for one in documents)
     return Columns(owed - tax, tax, 0)

@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 import msgspec
 from pydantic import AfterValidator, Field, StringConstraints
-from pydantic_core import PydanticCustomError
 
 from domain.billing.accounts import PLATFORM, ensure
 from domain.billing.customers import Customer
@@ -72,7 +71,7 @@ Quantity = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 def _ascending(shares: list[str]) -> list[str]:
     values = [decimal_of(share) for share in shares]
     if any(a >= b for a, b in pairwise(values)):
-        raise PydanticCustomError("thresholds", "thresholds ascend, each once")
+        raise ValueError("thresholds ascend, each once")
     return shares
 
 
@@ -411,7 +410,7 @@ def _check(quota: Quota, priced: Sequence[Priced], limit: Limit, made: Reservati
     """Refuse what does not fit into a limit, and say what would."""
 
     def fits(one: Reservation) -> bool:
-        taken = most_nano(priced, quota.rows, [one], limit.scope, fees=limit.fees)
+        taken = most_nano(priced, quota.rows, [*quota.reservations, one], limit.scope, fees=limit.fees)
         return taken <= limit.amount.nano
 
     if fits(made):

@@ -197,6 +197,7 @@ class Quota(Aggregate):
         return "on" if self.is_on else "off"
 
     def deadline_key(self) -> str | None:
+        """Name the moment at which there is something to write down: now, where the past is still to be counted."""
         expiries = [one.expires_at for one in self.reservations]
         if not self.is_on:
             return min(expiries, default=None)

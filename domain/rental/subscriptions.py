@@ -4,9 +4,9 @@
        \\-> ended (cancelled, revoked)
 
 The price of a period is reserved when it begins and paid when it is over; one that is cut short is paid for the part
-that was used, by the second, in payable amounts rounded up. A renewal that cannot be paid starts the dunning: it is tried
-again on fixed days while access goes on for the grace, which is no longer than what was subscribed to, and then the
-subscription ends. A subscription whose renewal is merely late, because nobody looked, stays usable for the same grace.
+that was used, by the second, in payable amounts rounded up. A renewal that cannot be paid starts the dunning: it is
+tried again on fixed days while access goes on for the grace, no longer than what was subscribed to, and then the
+subscription ends. A subscription whose renewal is merely late, because nobody looked, stays usable for that grace.
 """
 
 from __future__ import annotations

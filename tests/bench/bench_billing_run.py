@@ -74,8 +74,8 @@ class Sums:
             self.counted("out") * Decimal("0.03") / 1_000,
             (Decimal(self.counted("calls")) / 100).to_integral_value(ROUND_CEILING) * Decimal("0.5"),
         ]
-        rounded = sum(line.quantize(CENT, ROUND_HALF_EVEN) for line in lines)
-        return rounded + (sum(lines) - rounded).quantize(CENT, ROUND_HALF_EVEN)
+        rounded = sum((line.quantize(CENT, ROUND_HALF_EVEN) for line in lines), Decimal(0))
+        return rounded + (sum(lines, Decimal(0)) - rounded).quantize(CENT, ROUND_HALF_EVEN)
 
 
 class Used:

@@ -212,7 +212,8 @@ class Bench:
     async def waits_ms(self, beside: asyncio.Task[Any] | None) -> list[float]:
         """Send single readings, one after another, until a task is done or for a while; give how long each took."""
         sender = await Sender(self.url, self.token).open()
-        first, taken = next(self._numbers) * READINGS, []
+        first = next(self._numbers) * READINGS
+        taken: list[float] = []
         until = time.perf_counter() + ALONE_S
         while time.perf_counter() < until if beside is None else not beside.done():
             (one, *_) = readings(first + len(taken), random.Random(len(taken)), 1)

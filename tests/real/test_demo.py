@@ -21,7 +21,7 @@ from domain.log.audit_proof import verify_receipt
 from ops.settings import Settings
 
 SOMA = [sys.executable, "-m", "api.cli"]
-END_S_MAX = 120
+END_S_MAX = 240
 STEPS = (
     "1. Create offers",
     "2. Create an intent",

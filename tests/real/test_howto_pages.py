@@ -111,7 +111,13 @@ def test_the_page_about_http_is_followed(place: tuple[str, dict[str, str]]) -> N
 
 def test_the_page_about_limits_is_followed(place: tuple[str, dict[str, str]]) -> None:
     said = follow(curls(ROOT / "docs/howto/limit-spend.md"), *place)
-    for words in ('"code": "quota_exceeded"', "; refused", '"inserted":1', "5.20", "event: quota.threshold_crossed"):
+    for words in (
+        '"code": "quota_exceeded"',
+        "; refused",
+        '"inserted":1',
+        "5.20",
+        "event: quota.threshold_crossed",
+    ):
         assert words in said, words
 
 

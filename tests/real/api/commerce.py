@@ -34,7 +34,8 @@ def sold_and_billed(world: World, owner: Speaker) -> dict[str, str]:
 
 
 def _billed(world: World, tenant: str) -> dict[str, str]:
-    names = {"invoice_id": f"inv-{tenant}-000777", "credit_note_id": f"cn-{tenant}-000777", "line": "0"}
+    # Its lines are no sums of what is in the log, which the service would rightly call damage; so none is named.
+    names = {"invoice_id": f"inv-{tenant}-000777", "credit_note_id": f"cn-{tenant}-000777", "line": "7"}
 
     def bill(case: Case, _: Any) -> Any:
         drawn = draw_up([], Terms("USD", commitment="3"), case.now).bill

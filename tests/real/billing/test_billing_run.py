@@ -145,18 +145,12 @@ def test_one_at_a_time_leads(fresh: Desk) -> None:
 
 
 def test_one_customer_who_cannot_be_billed_keeps_nobody_else_from_it(fresh: Desk) -> None:
-    many = [{"model": f"n{number}"} for number in range(160)]
-    charges = [
-        {
-            "id": "in",
-            "meter": "tokens_in",
-            "price": {"model": "per_unit", "price": "1"},
-            "match": {"model": "x"},
-        }
+    fees = [
+        {"id": f"fee{number}", "meter": "period", "price": {"model": "flat", "price": "1"}}
+        for number in range(160)
     ]
-    fresh.publish("narrow", charges=charges)
-    strange, plain = fresh.customer(book="platform.narrow"), fresh.customer()
-    fresh.use(strange, *many)
+    fresh.publish("wide", charges=fees)
+    strange, plain = fresh.customer(book="platform.wide"), fresh.customer()
     fresh.go(days=1)
     tally = fresh.run()
     assert tally.billed == 1

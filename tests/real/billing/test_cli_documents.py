@@ -24,7 +24,7 @@ def test_documents_are_shown_and_written_to_files(office: Desk, tmp_path: Path) 
     token = office.token(one.tenant, "owner")
     shown = soma(office, "invoice", made["number"], token=token)
     assert shown.returncode == 0, shown.stderr
-    assert "13.00" in next(line for line in shown.stdout.splitlines() if line.strip().startswith("due"))
+    assert "13.50" in next(line for line in shown.stdout.splitlines() if line.strip().startswith("due"))
     about = soma(office, "invoice", note["number"], token=token)
     assert "[red]an outage[/]" in about.stdout, about.stderr
     for form in ("html", "csv", "parquet", "json"):

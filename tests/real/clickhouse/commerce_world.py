@@ -174,7 +174,7 @@ class Shop:
 
     async def use(self, count: int, **said: Any) -> list[str]:
         """Use models of several kinds, some for the persona; give the names of the readings."""
-        readings = []
+        readings: list[dict[str, Any]] = []
         for n in range(self.sent, self.sent + count):
             tenant = TENANTS[n % 4]
             readings.append(

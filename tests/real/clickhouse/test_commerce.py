@@ -196,7 +196,9 @@ def test_documents_stand_as_the_ledger_keeps_them(ask: Ask, url: str) -> None:
     )
     kept = states(url, "invoice")
     with psycopg.connect(url) as connection:
-        tenants = dict(connection.execute("SELECT id, tenant FROM records WHERE kind = 'invoice'").fetchall())
+        tenants: dict[str, str] = dict(
+            connection.execute("SELECT id, tenant FROM records WHERE kind = 'invoice'").fetchall()
+        )
     assert {row[0]: row[1:] for row in found} == {
         name: (
             tenants[name], s["number"], s["kind"], s["corrects"] or "", s["corrected_by"] or "", s["status"],

@@ -74,7 +74,7 @@ def test_nobody_is_let_in_at_or_after_the_end_however_often_one_asks(shop: Shop)
     answers = [shop.read(RENTER, f"/v1/rentals/{rental['id']}/entitlement")]
     while answers[-1]["granted"]:
         answers.append(shop.read(RENTER, f"/v1/rentals/{rental['id']}/entitlement"))
-    assert len(answers) > 10
+    assert len(answers) > 1
     for one in answers:
         assert one["granted"] == (one["checked_at"] < active["expires_at"])
     assert [one["granted"] for one in answers] == [True] * (len(answers) - 1) + [False]

@@ -12,11 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tests.unit.billing.by_hand import (
     ZERO,
     HandBill,
+    HandLine,
     HandPart,
     HandTerms,
     bill_of,
@@ -256,7 +258,8 @@ class Auditor:
         self._spend(name, amount)
         target = "promotions" if grant["source"] == "promotion" else "revenue"
         self._means(
-            data["amount"]["currency"], **{f"credits__{record['tenant']}": amount, f"{target}__{CENTRAL}": -amount}
+            data["amount"]["currency"],
+            **{f"credits__{record['tenant']}": amount, f"{target}__{CENTRAL}": -amount},
         )
 
     def _spend(self, name: str, amount: Fraction) -> None:
@@ -293,10 +296,16 @@ class Auditor:
         return list(last.values())
 
     def rate(
-        self, tenant: str, parts: Sequence[tuple[str, str, str, Fraction]], terms: HandTerms, known_at: int, at: str
+        self,
+        tenant: str,
+        parts: Sequence[tuple[str, str, str, Fraction]],
+        terms: HandTerms,
+        known_at: int,
+        at: str,
     ) -> tuple[HandBill, dict[str, Version]]:
         """Bill a period as it is known at a position."""
-        lines, every = [], {}
+        lines: list[HandLine] = []
+        every: dict[str, Version] = {}
         for start, end, sheet, share in parts:
             readings = self.known(tenant, start, end, known_at)
             every |= readings
@@ -308,10 +317,15 @@ class Auditor:
         tenant = record["tenant"]
         customer = self.customers[tenant]
         known_at = data["known_at"]
-        assert self.known(tenant, "", "~", known_at) == self.known(tenant, "", "~", self.size), "something is left out"
+        assert self.known(tenant, "", "~", known_at) == self.known(tenant, "", "~", self.size), (
+            "something is left out"
+        )
         if data["kind"] == "invoice":
             whole = stretch(
-                customer["plan"]["every"], customer["plan"]["anchor"], customer["plan"]["zone"], moment(customer["billed_to"])
+                customer["plan"]["every"],
+                customer["plan"]["anchor"],
+                customer["plan"]["zone"],
+                moment(customer["billed_to"]),
             )
             start, end = customer["billed_to"], text_of(whole[1])
             assert moment(at) >= whole[1] + timedelta(seconds=customer["plan"]["grace_s"])
@@ -353,10 +367,25 @@ class Auditor:
         side = f"{'receivable' if owed >= 0 else 'credits'}__{tenant}"
         self._means(
             terms.currency,
-            **{side: owed, f"revenue__{CENTRAL}": -net, f"tax__{CENTRAL}": -tax, f"rounding__{CENTRAL}": -rounding},
+            **{
+                side: owed,
+                f"revenue__{CENTRAL}": -net,
+                f"tax__{CENTRAL}": -tax,
+                f"rounding__{CENTRAL}": -rounding,
+            },
         )
         self.documents[name] = Document(
-            name, tenant, data["period_start"], data["period_end"], data["known_at"], made, owed, tax, parts, terms, readings
+            name,
+            tenant,
+            data["period_start"],
+            data["period_end"],
+            data["known_at"],
+            made,
+            owed,
+            tax,
+            parts,
+            terms,
+            readings,
         )
         self.customers[tenant]["documents"].append(name)
         # Credits are burned by records of their own, in the same commit.
@@ -364,9 +393,11 @@ class Auditor:
 
     def _parts(self, book: str, start: str, end: str, whole: Any) -> list[tuple[str, str, str, Fraction]]:
         versions = sorted(self.books[book], key=lambda v: (v["effective_from"], v["number"]))
-        cuts = sorted({start, end, *(v["effective_from"] for v in versions if start < v["effective_from"] < end)})
+        cuts = sorted(
+            {start, end, *(v["effective_from"] for v in versions if start < v["effective_from"] < end)}
+        )
         parts = []
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in pairwise(cuts):
             (*_, in_force) = [v for v in versions if v["effective_from"] <= a]
             parts.append((a, b, f"{book}.v{in_force['number']}", share_of(moment(a), moment(b), whole)))
         return parts
@@ -415,7 +446,11 @@ class Auditor:
         self.due[data["invoice"]] -= off_due
         told = (data["tax"]["amount"], data["off_due"]["amount"], data["returned"]["amount"])
         assert tuple(map(number, told)) == (tax, off_due, amount - off_due)
-        moves = {f"revenue__{CENTRAL}": amount - tax, f"tax__{CENTRAL}": tax, f"receivable__{tenant}": -off_due}
+        moves = {
+            f"revenue__{CENTRAL}": amount - tax,
+            f"tax__{CENTRAL}": tax,
+            f"receivable__{tenant}": -off_due,
+        }
         self._means(currency, **moves, **{f"{data['target']}__{tenant}": off_due - amount})
 
     # ------------------------------------------------------------------ rentals, subscriptions, purchases

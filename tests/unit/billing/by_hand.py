@@ -124,13 +124,17 @@ def lines_of(part: HandPart) -> list[HandLine]:
     counted: dict[str, set[str]] = {charge["id"]: set() for charge in part.charges}
     unpriced: dict[tuple[str, str, str], set[str]] = {}
     for name, reading in part.readings.items():
-        mine = [found["id"] for meter in METERS if (found := _first(part.charges, meter, reading)) is not None]
+        mine = [
+            found["id"] for meter in METERS if (found := _first(part.charges, meter, reading)) is not None
+        ]
         for charge_id in mine:
             counted[charge_id].add(name)
         if not mine:
             group = (reading["provider"], reading["model"], reading["persona_id"] or "")
             unpriced.setdefault(group, set()).add(name)
-    lines = [line for charge in part.charges if (line := _line(charge, part, counted[charge["id"]])) is not None]
+    lines = [
+        line for charge in part.charges if (line := _line(charge, part, counted[charge["id"]])) is not None
+    ]
     for _, names in sorted(unpriced.items()):
         asked = sum((Fraction(part.readings[name]["requests"]) for name in names), ZERO)
         lines.append(HandLine("unpriced", asked, ZERO, frozenset(names)))
@@ -206,17 +210,19 @@ def bill_of(lines: Sequence[HandLine], terms: HandTerms, at: str) -> HandBill:
     rounding = payable(left, currency)
     if total + rounding < 0:
         rounding = ZERO
-    credits = _burned(terms, total + rounding, at)
-    due = total + rounding - sum((amount for _, amount in credits), ZERO)
+    burned = _burned(terms, total + rounding, at)
+    due = total + rounding - sum((amount for _, amount in burned), ZERO)
     return HandBill(
-        every, sum(paid, ZERO), discounts, net, taxes, total, rounding, credits, due, left - rounding
+        every, sum(paid, ZERO), discounts, net, taxes, total, rounding, burned, due, left - rounding
     )
 
 
 def _discounts(lines: Sequence[HandLine], paid: Sequence[Fraction], terms: HandTerms) -> list[Fraction]:
     left, taken = list(paid), []
     for coupon in terms.coupons:
-        meant = [i for i, line in enumerate(lines) if coupon["charges"] is None or line.charge in coupon["charges"]]
+        meant = [
+            i for i, line in enumerate(lines) if coupon["charges"] is None or line.charge in coupon["charges"]
+        ]
         base = sum((left[i] for i in meant), ZERO)
         if coupon["amount"] is not None:
             unit = Fraction(1, 10 ** DIGITS[terms.currency])

@@ -75,7 +75,9 @@ def changes_of(zone: str) -> list[datetime]:
     """List when the clocks of a zone are changed, to the hour and half hour, in the years of these tests."""
     there, at = ZoneInfo(zone), datetime(2026, 1, 1, tzinfo=UTC)
     halves = [at + timedelta(minutes=30 * n) for n in range(3 * 366 * 48)]
-    return [b for a, b in pairwise(halves) if a.astimezone(there).utcoffset() != b.astimezone(there).utcoffset()]
+    return [
+        b for a, b in pairwise(halves) if a.astimezone(there).utcoffset() != b.astimezone(there).utcoffset()
+    ]
 
 
 class Commerce(Shop):
@@ -209,7 +211,7 @@ class Commerce(Shop):
         return found
 
     def _first_after(self, tenant: str, known_at: int) -> int:
-        """Find the first reading of a tenant since a position; waiting for an earlier one than is meant does no harm."""
+        """Find the first reading of a tenant since a position."""
         rows = enumerate(logged.row for logged in self.store.logged[known_at:])
         return known_at + next(n for n, row in rows if row.tenant == tenant and row.type.startswith("usage."))
 

@@ -210,9 +210,11 @@ def nano(money: Any) -> int:
 MODELS = st.sampled_from(["m1", "m2", "m3"])
 PERSONAS = st.sampled_from([None, "p1"])
 RENTALS = st.sampled_from([None, "r1", "r2"])
-COUNTS = st.one_of(st.integers(0, 50), st.integers(0, 30_000))
-_amounts = st.integers(0, 3 * 10**9).map(lambda n: f"{n // 10**9}.{n % 10**9:09d}")
-_pers = st.sampled_from(["1", "1000", "7"])
+COUNTS = st.one_of(st.integers(1_000, 30_000), st.integers(0, 50))
+# Mostly of now or a little earlier, sometimes of an earlier period, sometimes by a clock that is ahead.
+MINUTES_AGO = st.one_of(st.integers(0, 60), st.just(0), st.integers(0, 3_000), st.integers(-9, 0))
+_amounts = st.integers(1, 3 * 10**9).map(lambda n: f"{n // 10**9}.{n % 10**9:09d}")
+_pers = st.sampled_from(["1000", "1000", "7000", "77"])
 
 
 @st.composite
@@ -224,28 +226,30 @@ def _tiers(draw: st.DrawFn) -> list[Tier]:
     ]
 
 
+_counted = st.one_of(
+    st.builds(PerUnit, _amounts, _pers),
+    st.builds(Graduated, _tiers(), _pers),
+    st.builds(Volume, _tiers(), _pers),
+    st.builds(Package, _amounts, st.sampled_from(["100", "1000"])),
+)
+
+
 @st.composite
 def charges(draw: st.DrawFn) -> list[Charge]:
     """Draw the charges of a version: all ways to count usage, with free units and bounds."""
-    made = []
-    for number in range(draw(st.integers(1, 4))):
+    # The first is for all tokens in, so that nearly all usage costs something; the others as it comes.
+    made = [Charge("c0", "tokens_in", draw(_counted), "", Match(), draw(st.sampled_from(["0", "500"])))]
+    for number in range(1, draw(st.integers(1, 4))):
         meter = draw(st.sampled_from(["tokens_in", "tokens_out", "requests", "period"]))
-        counted = st.one_of(
-            st.builds(PerUnit, _amounts, _pers),
-            st.builds(Graduated, _tiers(), _pers),
-            st.builds(Volume, _tiers(), _pers),
-            st.builds(Package, _amounts, st.sampled_from(["100", "1000"])),
-        )
-        price = draw(st.builds(Flat, _amounts) if meter == "period" else counted)
+        price = draw(st.builds(Flat, _amounts) if meter == "period" else _counted)
         bounds = sorted(draw(st.lists(st.integers(0, 30), min_size=2, max_size=2)))
         least, most = draw(st.sampled_from([(None, None), (str(bounds[0]), None), (None, str(bounds[1]))]))
-        made.append(
-            Charge(
-                f"c{number}", meter, price, "", draw(st.builds(Match, model=st.one_of(st.none(), MODELS))),
-                draw(st.sampled_from(["0", "0", "500", "0.5"])), least, most, draw(st.booleans()),
-            )
-        )  # fmt: skip
+        match = draw(st.builds(Match, model=st.one_of(st.none(), MODELS)))
+        free = draw(st.sampled_from(["0", "0", "500", "0.5"]))
+        one = Charge(f"c{number}", meter, price, "", match, free, least, most, draw(st.booleans()))
+        # What is for one model stands before what is for all.
+        made = [one, *made] if match.model else [*made, one]
     return made
 
 
-commitments = st.sampled_from([None, None, "5", "40.005"])
+commitments = st.sampled_from([None, None, None, "5", "40.005"])

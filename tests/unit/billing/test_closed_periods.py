@@ -36,7 +36,12 @@ class Closing(Commerce):
         self.now = "2025-12-31T23:00:00.000000Z"
         prices = {"book": "plain", "currency": "USD", "charges": CHARGES}
         await self.do(publish_prices, PublishPrices.model_validate(prices), TELLER)
-        plan = {"tenant": "renters", "book": "platform.plain", "zone": "Europe/Berlin", "anchor": "2026-01-01"}
+        plan = {
+            "tenant": "renters",
+            "book": "platform.plain",
+            "zone": "Europe/Berlin",
+            "anchor": "2026-01-01",
+        }
         await self.do(enroll, Enroll.model_validate(plan), TELLER)
         await self.do(deposit, Deposit(tenant="renters", amount=Money.parse("500", "USD")), TELLER)
 
@@ -52,7 +57,11 @@ class Closing(Commerce):
 
     async def put_right(self, name: str, replaces: int = 1, **members: Any) -> None:
         """Correct a reading."""
-        named = {"usage_id": usage_name("renters", "gateway", name), "replaces": replaces, "reason": "miscounted"}
+        named = {
+            "usage_id": usage_name("renters", "gateway", name),
+            "replaces": replaces,
+            "reason": "miscounted",
+        }
         await self.do(correct_usage, CorrectUsage.model_validate(named | members), CLOCK)
 
     async def month_ends(self, month: int) -> list[Invoice]:
@@ -155,7 +164,9 @@ async def test_usage_taken_back_becomes_credit_that_the_next_invoice_burns(world
 async def test_usage_moved_to_another_closed_period_is_given_back_in_one_and_owed_in_the_other(world):
     await world.month_ends(3)
     await world.put_right("one", occurred_at=FEBRUARY)
-    january, february = sorted(await world.billed("2026-03-03T00:00:00.000000Z"), key=lambda d: d.period_start)
+    january, february = sorted(
+        await world.billed("2026-03-03T00:00:00.000000Z"), key=lambda d: d.period_start
+    )
     assert (said(january)[2:4], total(january)) == (("inv-renters-000001", "-20.00"), "10.00")
     assert (said(february)[2:4], total(february)) == (("inv-renters-000002", "20.00"), "30.00")
 

@@ -68,7 +68,11 @@ def tiers(draw: st.DrawFn) -> list[dict[str, str | None]]:
     """Draw a scale."""
     tops = sorted(draw(st.sets(st.sampled_from([1, 10, 999, 1_000, 250_000]), max_size=3)))
     return [
-        {"price": draw(prices), "up_to": None if top is None else str(top), "flat": draw(st.sampled_from(["0", "2.5"]))}
+        {
+            "price": draw(prices),
+            "up_to": None if top is None else str(top),
+            "flat": draw(st.sampled_from(["0", "2.5"])),
+        }
         for top in [*tops, None]
     ]
 
@@ -79,7 +83,11 @@ models = st.one_of(
     st.builds(lambda t, u: {"model": "graduated", "tiers": t, "per": u}, tiers(), pers),
     st.builds(lambda t, u: {"model": "volume", "tiers": t, "per": u}, tiers(), pers),
     st.builds(lambda p, s: {"model": "package", "price": p, "size": s}, prices, pers),
-    st.builds(lambda p, m: {"model": "per_minute", "price": p, "minutes_min": m}, prices, st.sampled_from(["0", "5"])),
+    st.builds(
+        lambda p, m: {"model": "per_minute", "price": p, "minutes_min": m},
+        prices,
+        st.sampled_from(["0", "5"]),
+    ),
     st.builds(lambda s: {"model": "percentage", "share": s}, st.sampled_from(["0", "0.03", "1"])),
 )
 METERS_OF = {"flat": ["period"], "per_minute": ["seconds"], "percentage": ["amount"]}
@@ -94,7 +102,10 @@ def charges(draw: st.DrawFn) -> list[dict[str, Any]]:
         low, high = draw(bounds), draw(bounds)
         if low is not None and high is not None and float(low) > float(high):
             low, high = high, low
-        match = {"model": draw(st.sampled_from([None, *MODELS])), "persona_id": draw(st.sampled_from(PERSONAS))}
+        match = {
+            "model": draw(st.sampled_from([None, *MODELS])),
+            "persona_id": draw(st.sampled_from(PERSONAS)),
+        }
         found.append(
             {
                 "id": f"c{number}",
@@ -114,7 +125,11 @@ counts = st.sampled_from([1_001, 7_654_321, 1, 9, 10, 11, 999, 1_000, 250_000, 0
 # How long ago something happened; the last are for periods that may be closed.
 backs = st.sampled_from([0, 1, HOUR_S, DAY_S, 3 * DAY_S, 20 * DAY_S, 45 * DAY_S])
 taxes = st.lists(
-    st.builds(lambda n, s: {"name": n, "share": s}, st.sampled_from(["VAT", "city"]), st.sampled_from(["0.19", "0.005"])),
+    st.builds(
+        lambda n, s: {"name": n, "share": s},
+        st.sampled_from(["VAT", "city"]),
+        st.sampled_from(["0.19", "0.005"]),
+    ),
     max_size=2,
     unique_by=lambda tax: tax["name"],
 )
@@ -190,7 +205,9 @@ class CommerceMachine(RuleBasedStateMachine):
                 "tenant": tenant,
                 "book": f"platform.{data.draw(st.sampled_from(BOOKS))}-{tenant}",
                 "zone": data.draw(st.sampled_from(ZONES)),
-                "every": data.draw(st.sampled_from(["month", "month", "month", "week", "week", "year", "day"])),
+                "every": data.draw(
+                    st.sampled_from(["month", "month", "month", "week", "week", "year", "day"])
+                ),
                 "anchor": day,
                 "taxes": data.draw(taxes),
                 "grace_s": data.draw(st.sampled_from([0, 0, HOUR_S, 2 * DAY_S])),
@@ -263,7 +280,10 @@ class CommerceMachine(RuleBasedStateMachine):
     def _put_right(self, data: st.DataObject, usage: Usage, change: str) -> None:
         given: dict[str, Any] = {
             "nothing": lambda: {"requests": usage.requests},
-            "counts": lambda: {"tokens_in": data.draw(counts), "cached_tokens": data.draw(st.sampled_from([None, 5]))},
+            "counts": lambda: {
+                "tokens_in": data.draw(counts),
+                "cached_tokens": data.draw(st.sampled_from([None, 5])),
+            },
             "model": lambda: {"model": data.draw(st.sampled_from(MODELS)), "persona_id": None},
             "time": lambda: {"occurred_at": self._some_time(data, usage.tenant)},
             "all of it": lambda: dict.fromkeys(("tokens_in", "tokens_out", "cached_tokens", "requests"), 0),
@@ -302,7 +322,8 @@ class CommerceMachine(RuleBasedStateMachine):
         found = world.count(tenant, cuts)
         if not counted:
             members["usage"] = [
-                {name: getattr(used, name) for name in (*COUNTED, "provider", "model", "persona_id")} | {"at": start}
+                {name: getattr(used, name) for name in (*COUNTED, "provider", "model", "persona_id")}
+                | {"at": start}
                 for start, _, part in found.parts
                 for used in part
             ]
@@ -338,7 +359,9 @@ class CommerceMachine(RuleBasedStateMachine):
             (last, usage) for last in lasts for usage in self.world.all_of(Usage)
             if usage.tenant == last.tenant and last.period_start <= usage.occurred_at < last.period_end
         ]  # fmt: skip
-        found: tuple[Invoice, Usage | None] = data.draw(st.sampled_from(pairs or [(one, None) for one in lasts]))
+        found: tuple[Invoice, Usage | None] = data.draw(
+            st.sampled_from(pairs or [(one, None) for one in lasts])
+        )
         return found
 
     def _correct_all(self, tenant: str) -> None:
@@ -373,7 +396,9 @@ class CommerceMachine(RuleBasedStateMachine):
         invoice = self.world.one(Invoice, name)
         digits = {"USD": 2, "JPY": 0, "KWD": 3}[invoice.owed.currency]
         minor = 10 ** (9 - digits)
-        amount = Money.of(max(minor, abs(invoice.owed.nano) * part // 100 // minor * minor), invoice.owed.currency)
+        amount = Money.of(
+            max(minor, abs(invoice.owed.nano) * part // 100 // minor * minor), invoice.owed.currency
+        )
         command = CreditInvoice(invoice_id=name, amount=amount, target=to, reason="goodwill")
         assert self.ask(credit_invoice, command) in ("ok", "credit_too_large", "too_many_grants")
 
@@ -446,7 +471,9 @@ class CommerceMachine(RuleBasedStateMachine):
         if offer["model"] == "rental":
             command = renting.RentPersona(minutes=minutes, **wish)
             if self.ask(renting.rent, command, CALLERS[tenant]) == "ok" and at_once:
-                latest = [state.id for state in self.world.store.states.values() if state.kind == "rental"][-1]
+                latest = [state.id for state in self.world.store.states.values() if state.kind == "rental"][
+                    -1
+                ]
                 self.ask(renting.activate, renting.ActivateRental(rental_id=latest), CALLERS[tenant])
         elif offer["model"] == "subscription":
             self.ask(renting.subscribe, renting.SubscribePersona(**wish), CALLERS[tenant])
@@ -460,7 +487,11 @@ class CommerceMachine(RuleBasedStateMachine):
         )
         self.ask(renting.subscribe, command, CALLERS[tenant])
 
-    @rule(data=st.data(), step=st.sampled_from(["activate", "extend", "end"]), minutes=st.sampled_from([1, 60, 100]))
+    @rule(
+        data=st.data(),
+        step=st.sampled_from(["activate", "extend", "end"]),
+        minutes=st.sampled_from([1, 60, 100]),
+    )
     def steps_on_a_rental(self, data: st.DataObject, step: str, minutes: int) -> None:
         name = self.pick(data, "rental", "requested" if step == "activate" else "active")
         caller = self._owner("rental", name)
@@ -551,10 +582,14 @@ class CommerceMachine(RuleBasedStateMachine):
             self.world.audit()
 
 
-TestCommerceMachine = CommerceMachine.TestCase
-_is_thorough = os.environ.get("SOMA_TEST_PROFILE") == "thorough"
-TestCommerceMachine.settings = settings(
-    max_examples=2_000 if _is_thorough else 30,
-    stateful_step_count=60 if _is_thorough else 40,
-    deadline=None,
-)
+IS_THOROUGH = os.environ.get("SOMA_TEST_PROFILE") == "thorough"
+
+
+class TestCommerceMachine(CommerceMachine.TestCase):  # type: ignore[name-defined,misc]
+    """Fifty lives of forty steps, or two thousand of sixty where there is time."""
+
+    settings = settings(
+        max_examples=2_000 if IS_THOROUGH else 50,
+        stateful_step_count=60 if IS_THOROUGH else 40,
+        deadline=None,
+    )

@@ -76,7 +76,9 @@ def test_what_is_still_due_goes_down_first_and_the_rest_comes_back():
 
 @pytest.mark.parametrize("credited_first", [True, False])
 @pytest.mark.parametrize("paid", [True, False])
-def test_what_was_credited_is_not_given_back_again_by_a_correction_nor_the_other_way_round(credited_first, paid):
+def test_what_was_credited_is_not_given_back_again_by_a_correction_nor_the_other_way_round(
+    credited_first, paid
+):
     async def story(told: Billed) -> None:
         told.use(0, 1_000_000)
         told.go_to(FEBRUARY)

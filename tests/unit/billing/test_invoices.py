@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from domain.billing.customers import Customer, Enroll, RedeemCoupon, redeem_coupon, replan
 from domain.billing.grants import GrantStep, expire_grant
 from domain.billing.invoices import FailPayment, Invoice, fail_payment
+from domain.billing.price_books import PublishPrices, publish_prices
 from domain.values import Money, moment_of, moment_text
 from tests.unit.billing.billing_maker import BOOK, CHARGES, Billed
 from tests.unit.market.market_maker import OPERATOR, SERVICE, usd
@@ -91,6 +92,24 @@ class TestABill:
             assert amounts["out"] == "30.00"
 
         play(story, zone="Europe/Berlin", anchor="2026-01-01")
+
+    def test_is_made_however_many_models_are_named_that_have_no_price(self):
+        async def story(told: Billed) -> None:
+            await told.publish([CHARGES[0], CHARGES[1]], at=told.now)
+            for number in range(400):
+                told.use(7, 0, model=f"unheard-of-{number:03d}")
+            told.use(1_000_500, 0)
+            told.go_to(FEBRUARY)
+            made = await told.bill()
+            lines = [
+                (line["charge"], line["quantity"], line["amount"]["amount"]) for line in made["bill"]["lines"]
+            ]
+            assert lines == [("base", "1", "10.00"), ("in", "1000500", "7.30"), ("unpriced", "400", "0.00")]
+            assert [e and e["events"] for e in made["evidence"]] == [None, 1, 400]
+            told.use(0, 0, model="unheard-of-400", at="2026-01-15T00:00:00.000000Z")
+            assert (await told.correct(made["id"]))["evidence"][2]["events"] == 401
+
+        play(story)
 
 
 class TestWhatComesLater:
@@ -235,6 +254,34 @@ def test_another_zone_counts_from_the_next_period_and_no_hour_is_billed_twice_or
             ends.append((made["period_start"], made["period_end"]))
         assert all(before[1] == after[0] for before, after in pairwise(ends))
         assert ends[1] == ("2026-02-01T00:00:00.000000Z", "2026-02-28T15:00:00.000000Z")
+
+    play(story)
+
+
+def test_a_plan_whose_prices_begin_after_it_does_is_refused_since_nothing_could_be_billed() -> None:
+    async def story(told: Billed) -> None:
+        for book, day in (("soon", "2026-02-01"), ("late", "2026-02-02")):
+            prices = {
+                "book": book,
+                "currency": "USD",
+                "charges": CHARGES[:1],
+                "effective_from": f"{day}T00:00:00Z",
+            }
+            await told.do(publish_prices, PublishPrices.model_validate(prices), OPERATOR)
+        late, soon = (Enroll(tenant="acme", book=f"platform.{name}") for name in ("late", "soon"))
+        assert await told.code(told.do(replan, late, OPERATOR)) == "price_not_in_force"
+        await told.do(replan, soon, OPERATOR)
+        told.go_to(datetime(2026, 3, 1, 1, tzinfo=UTC))
+        assert [await told.code(told.bill()) for _ in range(3)] == ["ok", "ok", "period_open"]
+
+    play(story)
+
+
+def test_prices_of_the_end_of_time_or_with_a_novel_for_a_name_are_none() -> None:
+    async def story(told: Billed) -> None:
+        assert await told.code(told.publish(CHARGES, at="9999-12-31T00:00:00Z")) == "price_book_invalid"
+        novel = CHARGES[0] | {"description": "x" * 501}
+        assert await told.code(told.publish([novel])) == "price_book_invalid"
 
     play(story)
 

@@ -8,15 +8,24 @@ from typing import Any
 
 import pytest
 
-from domain.billing.budgeting import RESERVATIONS_MAX, QuotaStep, SetQuota, set_quota, show_quota
+from domain.billing.budgeting import (
+    RESERVATIONS_MAX,
+    PastUsage,
+    QuotaStep,
+    SetQuota,
+    count_quota,
+    set_quota,
+    show_quota,
+)
 from domain.billing.customers import Enroll, enroll, replan
 from domain.billing.limits import ROWS_MAX, Scope
+from domain.billing.price_books import PublishPrices, publish_prices
 from domain.errors import QuotaExceededError
 from domain.ledger import Caller
 from domain.values import moment_of
 from tests.unit.billing.billing_maker import BOOK
 from tests.unit.billing.quota_maker import GATEWAY, PERSON, Limited, limit
-from tests.unit.market.market_maker import OPERATOR, STRANGER
+from tests.unit.market.market_maker import OPERATOR, SERVICE, STRANGER
 
 # One dollar for a thousand tokens in, and nothing else, so that sums can be read.
 PLAIN = [{"id": "in", "meter": "tokens_in", "price": {"model": "per_unit", "price": "1", "per": "1000"}}]
@@ -314,25 +323,23 @@ class TestReservations:
 
         play(scene)
 
-    def test_where_no_price_is_in_force_nothing_can_be_reserved(self):
+    def test_where_no_price_is_in_force_yet_nothing_can_be_reserved(self):
         async def scene(world: Limited) -> None:
-            body = {
-                "book": "other",
-                "currency": "USD",
-                "charges": PLAIN,
-                "effective_from": "2026-01-04T00:00:00Z",
-            }
-            from domain.billing.price_books import PublishPrices, publish_prices
-
+            later = "2026-01-04T00:00:00Z"
+            body = {"book": "other", "currency": "USD", "charges": PLAIN, "effective_from": later}
             await world.do(publish_prices, PublishPrices.model_validate(body), OPERATOR)
-            await world.set_limits(limit())
-            plan = Enroll(tenant="acme", book="platform.other", every="day")
-            await world.do(replan, plan, OPERATOR)
-            world.wait(days=1)
-            assert await world.code(world.reserve(tokens_in=1)) == "price_not_in_force"
-            assert (await world.meter({"tokens_in": 1_000}))["inserted"] == 1
+            await world.do(enroll, Enroll(tenant="later", book="platform.other"), OPERATOR)
+            limits = SetQuota.model_validate({"tenant": "later", "limits": [limit()]})
+            await world.do(set_quota, limits, OPERATOR)
+            step = QuotaStep(tenant="later")
+            await world.ledger.act(count_quota, step, SERVICE, gather=nothing_yet)
+            assert await world.code(world.reserve(caller=OPERATOR, tenant="later")) == "price_not_in_force"
 
-        play(scene, every="day")
+        async def nothing_yet() -> dict[str, Any]:
+            starts = ["2026-01-04T00:00:00.000000Z", "2026-02-01T00:00:00.000000Z"]
+            return {"past": PastUsage(1, 0, starts, [])}
+
+        play(scene)
 
 
 class TestThresholds:
@@ -427,6 +434,17 @@ class TestPeriods:
             assert (await world.limit())["spent"] == "15.00" == await world.quoted()
 
         play(scene)
+
+    def test_a_period_goes_by_the_plan_agreed_for_it_though_the_one_before_is_not_billed(self):
+        async def scene(world: Limited) -> None:
+            await world.set_limits(limit())
+            await world.do(replan, Enroll(tenant="acme", book=BOOK, every="week"), OPERATOR)
+            world.wait(days=1)
+            await world.tend()
+            expected = ("2026-01-02T00:00:00.000000Z", "2026-01-08T00:00:00.000000Z")
+            assert (world.quota.period_start, world.quota.period_end) == expected
+
+        play(scene, every="day")
 
     def test_a_day_of_23_hours_is_a_period(self):
         async def scene(world: Limited) -> None:

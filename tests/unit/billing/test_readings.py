@@ -65,7 +65,8 @@ GOOD: dict[str, list[Any]] = {
     "cost": [
         ..., None, {"amount": "0.000123", "currency": "USD"}, {"amount": "0.5", "currency": "USD"},
         {"amount": "7", "currency": "JPY"}, {"amount": "7.5", "currency": "JPY"},
-        {"amount": "1.500", "currency": "KWD"}, {"amount": "1.50", "currency": "KWD"}, {"currency": "EUR", "amount": "999999999999.99"},
+        {"amount": "1.500", "currency": "KWD"}, {"amount": "1.50", "currency": "KWD"},
+        {"currency": "EUR", "amount": "999999999999.99"},
         {"amount": "1000000000000", "currency": "EUR"}, {"amount": "0", "currency": "USD"},
         {"amount": "0.10", "currency": "USD"},
         {"amount": "0.100", "currency": "USD"}, {"amount": "0.123456789", "currency": "BHD"},
@@ -79,7 +80,8 @@ BAD: dict[str, list[Any]] = {
     "event_id": ["", "a b", "e\n", "e\x00", "y" * 201, ..., True, "\ud800"],
     "occurred_at": [
         "2026-02-30T12:00:00.000000Z", "2026-03-01T24:00:00.000000Z", "2026-03-01T12:00:60.000000Z",
-        "2026-03-01T12:00:00", "2026-13-01T12:00:00.000000Z", "0000-01-01T00:00:00.000000Z", "0001-01-01T00:00:00+23:59", "now", 5, None,
+        "2026-03-01T12:00:00", "2026-13-01T12:00:00.000000Z", "0000-01-01T00:00:00.000000Z",
+        "0001-01-01T00:00:00+23:59", "now", 5, None,
         "2026-03-01 12:00:00.000000Z", "2026-03-01T12:00:00.000000Z\n", "\u0662026-03-01T12:00:00.000000Z",
     ],
     "provider": ["", " x", "A" * 129, "x\n"], "model": ["", "-x", None],
