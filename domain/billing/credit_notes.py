@@ -103,6 +103,8 @@ def credit_invoice(case: Case, command: CreditInvoice) -> CreditNote:
     customer = case.get(Customer, invoice.tenant, CustomerNotFoundError)
     _check_amount(case, invoice, command.amount)
     parts = _divide(invoice, command.amount.nano)
+    refunded = parts.returned if command.target == "wallet" else 0
+    _check_refund(invoice, refunded)
     currency = command.amount.currency
     number = f"CN-{customer.id}-{customer.credit_note_count + 1:06d}"
     issued = CreditNote.Issued(
@@ -119,7 +121,12 @@ def credit_invoice(case: Case, command: CreditInvoice) -> CreditNote:
     note = case.create(CreditNote, number.lower(), issued, tenant=invoice.tenant)
     case.emit(
         invoice,
-        Invoice.Credited(note=note.id, amount=command.amount, off_due=Money.of(parts.off_due, currency)),
+        Invoice.Credited(
+            note=note.id,
+            amount=command.amount,
+            off_due=Money.of(parts.off_due, currency),
+            refunded=Money.of(refunded, currency),
+        ),
     )
     case.emit(customer, Customer.NoteIssued(note=note.id))
     if parts.returned and command.target == "credits":
@@ -138,6 +145,20 @@ def _check_amount(case: Case, invoice: Invoice, amount: Money) -> None:
     if amount.nano > left:
         raise CreditTooLargeError(
             left=print_nano(max(0, left), amount.currency), asked=amount.amount, invoice=invoice.id
+        )
+
+
+def _check_refund(invoice: Invoice, refunded: int) -> None:
+    """See that no more comes into the wallet than was paid from it: what credits paid comes back as credits."""
+    assert invoice.paid is not None
+    assert invoice.refunded is not None
+    left = invoice.paid.nano - invoice.refunded.nano
+    if refunded > left:
+        raise CreditTooLargeError(
+            "no more comes back into the wallet than was paid from it; take the rest back as credits",
+            refundable=print_nano(left, invoice.paid.currency),
+            asked=print_nano(refunded, invoice.paid.currency),
+            invoice=invoice.id,
         )
 
 

@@ -94,6 +94,8 @@ class Invoice(Aggregate):
     tax: Money | None = None
     due: Money | None = None
     credited: Money | None = None
+    paid: Money | None = None
+    refunded: Money | None = None
     corrected_by: str | None = None
     status: str = "issued"
     due_at: str | None = None
@@ -125,7 +127,7 @@ class Invoice(Aggregate):
             for name in self.__struct_fields__:
                 if name != "money":
                     setattr(invoice, name, getattr(self, name))
-            invoice.credited = Money.of(0, self.owed.currency)
+            invoice.credited = invoice.paid = invoice.refunded = Money.of(0, self.owed.currency)
             invoice.status = "issued" if self.due.nano > 0 else "paid"
             invoice.next_attempt_at = record.at if self.due.nano > 0 else None
 
@@ -148,20 +150,23 @@ class Invoice(Aggregate):
 
         def apply(self, invoice: Invoice, record: Record) -> None:
             invoice.due = Money.of(0, self.amount.currency)
+            invoice.paid = self.amount
             invoice.status = "paid"
             invoice.next_attempt_at = None
 
     class Credited(Event, frozen=True):
-        """A part of it was taken back; what is still due goes down first."""
+        """A part of it was taken back; what is still due goes down first, and some may be back in the wallet."""
 
         TOPIC = "invoice.credited"
 
         note: str
         amount: Money
         off_due: Money
+        refunded: Money
 
         def apply(self, invoice: Invoice, record: Record) -> None:
             invoice.credited = self.amount if invoice.credited is None else invoice.credited + self.amount
+            invoice.refunded = self.refunded if invoice.refunded is None else invoice.refunded + self.refunded
             before = self.off_due if invoice.due is None else invoice.due
             invoice.due = Money.of(before.nano - self.off_due.nano, self.amount.currency)
             if not invoice.due.nano:

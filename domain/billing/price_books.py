@@ -27,7 +27,7 @@ from domain.errors import (
 from domain.fields import Command, Id, Moment, Text
 from domain.ledger import Case, allow
 from domain.log.records import Aggregate, Event, Record
-from domain.values import CURRENCY_DIGITS, Tenant
+from domain.values import CURRENCY_DIGITS
 
 CONTEXT = "soma/price-book/v1"
 CHARGES_MAX = 200
@@ -171,7 +171,6 @@ class PublishPrices(Command):
     """Publish a version of a price book; the first makes the book."""
 
     book: Id
-    tenant: Tenant | None = None
     currency: Currency
     description: Text = ""
     effective_from: Moment | None = Field(None, description="When it comes into force; now if left out.")

@@ -213,7 +213,11 @@ RENTALS = st.sampled_from([None, "r1", "r2"])
 COUNTS = st.one_of(st.integers(1_000, 30_000), st.integers(0, 50))
 # Mostly of now or a little earlier, sometimes of an earlier period, sometimes by a clock that is ahead.
 MINUTES_AGO = st.one_of(st.integers(0, 60), st.just(0), st.integers(0, 3_000), st.integers(-9, 0))
-_amounts = st.integers(1, 3 * 10**9).map(lambda n: f"{n // 10**9}.{n % 10**9:09d}")
+# Prices that cost something: most that are drawn from a range are next to nothing, and no limit is ever reached.
+_amounts = st.one_of(
+    st.sampled_from(["0.75", "2.5", "1.333333333"]),
+    st.integers(1, 3 * 10**9).map(lambda n: f"{n // 10**9}.{n % 10**9:09d}"),
+)
 _pers = st.sampled_from(["1000", "1000", "7000", "77"])
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.billing.credit_notes import CreditInvoice, credit_invoice
+from domain.billing.grants import GrantCredit, grant
 from domain.billing.payouts import (
     ConfirmPayout,
     FailPayout,
@@ -19,6 +20,7 @@ from domain.billing.payouts import (
     request_payout,
 )
 from domain.ledger import Caller
+from domain.values import Money
 from tests.unit.billing.billing_maker import Billed
 from tests.unit.billing.earning import Earn, earn
 from tests.unit.billing.test_invoices import FEBRUARY, play
@@ -32,6 +34,30 @@ async def credit(told: Billed, invoice: str, amount: str, target: Any = "credits
     """Credit a part of an invoice."""
     command = CreditInvoice(invoice_id=invoice, amount=usd(amount), target=target, reason="goodwill")
     return await told.do(credit_invoice, command, OPERATOR)
+
+
+def test_no_more_comes_back_into_the_wallet_than_was_paid_from_it():
+    async def run() -> None:
+        told = Billed()
+        await told.begin()
+        gift = GrantCredit(tenant="acme", amount=usd("4"), source="promotion")
+        await told.do(grant, gift, OPERATOR)
+        told.go_to(FEBRUARY)
+        invoice = await told.bill()
+        await told.pay(invoice["id"])
+        due, total = told.loaded_nano(invoice["due"]), told.loaded_nano(invoice["owed"])
+        assert 0 < due == total - usd("4").nano
+        everything = str(Money.of(total, "USD").amount)
+        assert await told.code(credit(told, invoice["id"], everything, "wallet")) == "credit_too_large"
+        before = told.balance("wallet.acme.USD")
+        await credit(told, invoice["id"], str(Money.of(due, "USD").amount), "wallet")
+        assert told.balance("wallet.acme.USD") == before + due
+        assert await told.code(credit(told, invoice["id"], "0.01", "wallet")) == "credit_too_large"
+        await credit(told, invoice["id"], "4", "credits")
+        assert told.balance("wallet.acme.USD") == before + due
+        assert told.balance("credits.acme.USD") == usd("4").nano
+
+    asyncio.run(run())
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=8), st.booleans())
