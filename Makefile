@@ -1,6 +1,8 @@
-# `make` alone prints the words. PYTHON=... picks the interpreter, VENV=... the environment, T=... one test, ONLY=... one figure.
+# `make` alone prints the words. PYTHON=... picks the interpreter, VENV=... the environment, T=... one test,
+# JOBS=... how many processes share the tests, ONLY=... one figure.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 LOCK    = $(BIN)/uv pip compile pyproject.toml build.in --universal --python-version 3.11 --generate-hashes \
@@ -42,8 +44,8 @@ real: $(STAMP) ## tests against a real PostgreSQL and a real ClickHouse engine (
 	@$(BIN)/pytest $(or $(T),tests/real)
 
 test: $(STAMP) ## unit, real, and Kafka where there are Java and Maven
-	@echo "test: unit tests, then real servers; about ten minutes"
-	@$(BIN)/pytest tests/unit tests/real tests/kafka
+	@echo "test: unit tests and real servers, in $(JOBS) processes; about twenty minutes on two cores"
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile tests/unit tests/real tests/kafka
 
 lint: $(STAMP) ## formatting, style, imports and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/lint-imports && $(BIN)/mypy

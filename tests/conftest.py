@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ settings.register_profile(
     "thorough", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("SOMA_TEST_PROFILE", "ci" if os.environ.get("CI") else "laptop"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See that no two tests have one id: of those, all but one are lost where several processes share the tests."""
+    counted = Counter(item.nodeid for item in items)
+    if twice := [nodeid for nodeid, count in counted.items() if count > 1]:
+        raise pytest.UsageError(f"{len(twice)} ids are given to more than one test, such as {twice[0]}")
 
 
 @pytest.fixture(scope="session")
