@@ -165,12 +165,16 @@ class _Run:
     def measure(self) -> None:
         """Find out up to where each table can be compared; a follower far behind is named."""
         asked = self._log.size if self._scope.as_of is None else min(self._log.size, self._scope.as_of + 1)
+        named: set[str] = set()
         for table in TABLES if self._scope.account is None else (ENTRIES,):
             standing = self._log.standing(table.follower)
             self.result.bounds[table.name] = min(asked, standing.position)
             lag = self._log.size - standing.position
             age_s = (self._log.now() - standing.since).total_seconds() if standing.since else 0.0
-            if lag > BEHIND_RECORDS_MAX or (lag > 0 and age_s > BEHIND_S_MAX):
+            is_behind = lag > BEHIND_RECORDS_MAX or (lag > 0 and age_s > BEHIND_S_MAX)
+            # A follower of several tables is named once.
+            if is_behind and table.follower not in named:
+                named.add(table.follower)
                 words = [Change("position", str(self._log.size), str(standing.position))]
                 key = f"{table.follower} {age_s:.0f} s"
                 self._add("behind", table, key, lag, words, standing.position, self._log.size - 1)

@@ -19,7 +19,7 @@ from ops.engine.process import EmbeddedClickHouse
 from ops.reconcile_log import LogSide
 from projections.reconcile import WHOLE, Comparison, Scope, compare
 from projections.reconciliations import repair
-from tests.real.clickhouse.reconciled import World, world
+from tests.real.clickhouse.reconciled import COMPARED, World, world
 
 Story = Callable[[World], Awaitable[None]]
 Tell = Callable[[Story], None]
@@ -99,7 +99,7 @@ def test_a_log_that_grows_meanwhile_gives_no_false_alarm(tell: Tell) -> None:
 
         async def follow() -> None:
             while not stop.is_set():
-                await told.follow(["clickhouse.billing", "clickhouse.records", "clickhouse.usage"], 137)
+                await told.follow(COMPARED, 137)
 
         tasks = [asyncio.create_task(write()), asyncio.create_task(follow())]
         bounds = set()
@@ -435,7 +435,7 @@ def test_a_follower_far_behind_is_named_and_the_others_are_compared(
         monkeypatch.setattr("projections.reconcile.BEHIND_RECORDS_MAX", 10)
         at = await told.runtime.reader.size()
         await told.pay_many(40)
-        await told.follow(["clickhouse.records", "clickhouse.usage"])
+        await told.follow([name for name in COMPARED if name != "clickhouse.billing"])
         (found,) = only(await told.compare(), "behind")
         assert (found.table, found.position, found.rows) == ("entries", at, 40)
 

@@ -166,7 +166,9 @@ def test_of_two_commits_that_claim_one_version_the_first_wins_and_neighbours_are
         await rt.ledger.act(open_tally, OpenTally(name="one"), MIA)
         rt.ledger._log.submit = original
         assert row is not None
-        rivals = [Commit([msgspec.structs.replace(row, stream="tally/x")]) for _ in range(3)] + [Commit([row])]
+        rivals = [Commit([msgspec.structs.replace(row, stream="tally/x")]) for _ in range(3)] + [
+            Commit([row])
+        ]
 
         async def sent(commit: Commit) -> Any:
             rt.recorder.submit(commit)
