@@ -1,8 +1,8 @@
 """Credit notes: a part of an invoice taken back, never more than its period was billed, each with its reason.
 
-What is still due is taken from first; what was paid comes back as credit, or into the wallet. The tax in it is the
-invoice's own tax in proportion, counted over all credit notes together, so that crediting all of an invoice in any
-number of steps gives back exactly its tax.
+What is still due is taken from first; what was paid comes back as credit, or into the wallet as far as it came from
+there. The tax in it is the invoice's own tax in proportion, counted over all credit notes together, so that crediting
+all of an invoice in any number of steps gives back exactly its tax.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field
 from domain.billing.accounts import PLATFORM, ensure
 from domain.billing.booking import tax_in
 from domain.billing.customers import Customer
-from domain.billing.grants import grant_credit
+from domain.billing.grants import BOUGHT, Grant, grant_credit
 from domain.billing.invoices import Invoice, documents_of
 from domain.billing.rating import minor_nano
 from domain.book import Posting, Transfer
@@ -24,6 +24,7 @@ from domain.errors import (
     CreditTooLargeError,
     CurrencyMismatchError,
     CustomerNotFoundError,
+    GrantNotFoundError,
     InvoiceNotFoundError,
 )
 from domain.fields import Command, Id, Reason
@@ -104,7 +105,7 @@ def credit_invoice(case: Case, command: CreditInvoice) -> CreditNote:
     _check_amount(case, invoice, command.amount)
     parts = _divide(invoice, command.amount.nano)
     refunded = parts.returned if command.target == "wallet" else 0
-    _check_refund(invoice, refunded)
+    _check_refund(case, invoice, refunded)
     currency = command.amount.currency
     number = f"CN-{customer.id}-{customer.credit_note_count + 1:06d}"
     issued = CreditNote.Issued(
@@ -148,18 +149,25 @@ def _check_amount(case: Case, invoice: Invoice, amount: Money) -> None:
         )
 
 
-def _check_refund(invoice: Invoice, refunded: int) -> None:
-    """See that no more comes into the wallet than was paid from it: what credits paid comes back as credits."""
+def _check_refund(case: Case, invoice: Invoice, refunded: int) -> None:
+    """See that no more comes into the wallet than came from it: what was a present comes back as credit."""
+    if not refunded:
+        return
     assert invoice.paid is not None
     assert invoice.refunded is not None
-    left = invoice.paid.nano - invoice.refunded.nano
+    burned = sum(item.amount.nano for item in invoice.made.credits if _was_bought(case, item.name))
+    left = invoice.paid.nano + burned - invoice.refunded.nano
     if refunded > left:
         raise CreditTooLargeError(
-            "no more comes back into the wallet than was paid from it; take the rest back as credits",
+            "no more comes back into the wallet than came from it; take the rest back as credits",
             refundable=print_nano(left, invoice.paid.currency),
             asked=print_nano(refunded, invoice.paid.currency),
             invoice=invoice.id,
         )
+
+
+def _was_bought(case: Case, grant: str) -> bool:
+    return case.get(Grant, grant, GrantNotFoundError).source in BOUGHT
 
 
 def _left(documents: Sequence[Invoice]) -> int:

@@ -34,6 +34,8 @@ GRANTS_MAX = 200
 Source = Literal["paid", "promotion", "correction", "prepaid"]
 # From where each kind of credit comes, and to where it goes when it expires.
 _FROM = {"paid": "wallet", "promotion": "promotions"}
+# Which of them a customer paid for with money of its wallet.
+BOUGHT = frozenset({"paid", "prepaid"})
 _TO = {"paid": "revenue", "promotion": "promotions", "correction": "revenue", "prepaid": "revenue"}
 
 

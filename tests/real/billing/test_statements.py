@@ -261,9 +261,9 @@ class TestOfACustomer:
 def test_a_party_to_a_shared_payment_learns_of_no_other_seller(office: Desk) -> None:
     sellers = [office.provider(name) for name in ("seller-one", "seller-two")]
     for seller in sellers:
-        office.offer(seller)
+        office.offer(seller, allowed_tasks=["a-task-of-these-two"])
     owner = office.owner("the-buyer")
-    done = office.completed(owner)
+    done = office.completed(owner, task_type="a-task-of-these-two")
     owner.made(f"/v1/contracts/{done['id']}/release")
     paid = [a for a in sellers[0].read("/v1/accounts")["items"] if Decimal(a["balance"])]
     assert paid
