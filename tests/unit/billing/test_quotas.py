@@ -511,6 +511,21 @@ class TestPaidAhead:
 
         play(scene)
 
+    def test_a_reading_that_names_an_expired_reservation_takes_nothing_from_its_hold(self):
+        async def scene(world: Limited) -> None:
+            await paid_in(world, "100")
+            await world.set_limits(prepaid=True)
+            made = (await world.reserve(tokens_in=10_000, ttl_s=60))["reservation"]["id"]
+            world.wait(seconds=60)
+            await world.meter({"tokens_in": 5_000, "reservation_id": made})
+            assert world.store.book.holds[made].status == "pending"
+            await world.tend()
+            assert world.store.book.holds[made].status == "expired"
+            assert world.balances()["wallet.acme.USD"] == "100.00"
+            assert not world.topics("grant")
+
+        play(scene)
+
     def test_what_is_held_is_let_go_though_paying_ahead_was_given_up(self):
         async def scene(world: Limited) -> None:
             await paid_in(world, "100")
