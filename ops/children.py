@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from ops import telemetry
+from ops.tasks import stop
 
 log = telemetry.logger(__name__)
 
@@ -42,10 +42,7 @@ class Child:
 
     async def close(self) -> None:
         """Ask it to end, and wait until it has."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
         if self._process is not None and self._process.returncode is None:
             await _stop(self._process)
 

@@ -30,6 +30,7 @@ class Place:
         self.name = name
         self.position = 0
         self.handover = False
+        self._asked = False
 
     @classmethod
     async def open(cls, url: str, name: str) -> Place:
@@ -58,8 +59,11 @@ class Place:
         """
         async with asyncio.timeout(wait_s):
             # Asked for again and again, since a connection that waits inside the server cannot be cancelled cleanly.
-            while not await self._try_lock():  # noqa: ASYNC110 - the lock is another process's to release
+            while not await self._try_lock():
                 await asyncio.sleep(RETRY_S)
+                if self._asked:
+                    # Who began to lead after the wish was told has not heard of it.
+                    await self.ask_handover()
         row = await self._run(
             "UPDATE followers SET handover = false WHERE name = %s RETURNING position", self.name
         )
@@ -87,7 +91,8 @@ class Place:
         await self.advance(self.position)
 
     async def ask_handover(self) -> None:
-        """Ask the leader to let go."""
+        """Ask the leader to let go; while `lead` waits, whoever leads by then is asked as well."""
+        self._asked = True
         await self._run("UPDATE followers SET handover = true WHERE name = %s RETURNING true", self.name)
 
     async def set(self, position: int) -> None:

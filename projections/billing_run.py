@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,6 +40,7 @@ from ops import telemetry
 from ops.positions import Place
 from ops.reads import RecordFilter
 from ops.runtime import Runtime
+from ops.tasks import stop
 from ops.usage_totals import late_usage
 from projections.billing_counts import NOTHING, count_again, count_next
 
@@ -235,10 +235,7 @@ class BillingRun:
 
     async def close(self) -> None:
         """Stop looking; what is under way is taken up by the next run, here or elsewhere."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def _run(self) -> None:
         waited_s = LATE_S

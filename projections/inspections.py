@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,6 +35,7 @@ from domain.trust.constitutions import CONSTITUTION, Constitution
 from ops import telemetry
 from ops.evaluation_run import Part, Run, run_apart
 from ops.runtime import Runtime
+from ops.tasks import stop
 
 log = telemetry.logger(__name__)
 
@@ -81,10 +81,7 @@ class Inspections:
 
     async def close(self) -> None:
         """Let what runs finish, but not for ever: what is cut off is taken up again at the next start."""
-        if self._looking is not None:
-            self._looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._looking
+        await stop(self._looking)
         tasks = list(self._running.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._runtime.settings.shutdown_grace_s)

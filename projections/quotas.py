@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 from domain.billing.budgeting import (
@@ -28,6 +27,7 @@ from domain.log.records import Aggregate
 from ops import telemetry
 from ops.lease import Lease
 from ops.runtime import Runtime
+from ops.tasks import stop
 from ops.usage_totals import Stretch, usage_counters
 
 log = telemetry.logger(__name__)
@@ -132,10 +132,7 @@ class QuotaWatch:
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
         await self._lease.close()
 
     async def look(self) -> int:

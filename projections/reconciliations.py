@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from ops.clickhouse_migrate import migrate_clickhouse, on_cluster
 from ops.reads import RecordFilter
 from ops.reconcile_views import mend_views
 from ops.runtime import Runtime
+from ops.tasks import stop
 from projections.reconcile import Comparison, Progress, Scope, compare, silent
 
 log = telemetry.logger(__name__)
@@ -201,10 +201,7 @@ class Asked:
 
     async def close(self) -> None:
         """Give up what runs; nothing of it has been written."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def _run(self, name: str, scope: Scope, caller: Caller) -> None:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
 from typing import Any
 
 from domain.errors import LedgerError
@@ -17,6 +16,7 @@ from domain.ledger import Caller
 from domain.persona.offboarding import NoteOffboarding, StopUse, note_offboarding, stop_use
 from ops import telemetry
 from ops.runtime import Runtime
+from ops.tasks import stop
 
 log = telemetry.logger(__name__)
 
@@ -39,10 +39,7 @@ class RevocationWatch:
 
     async def close(self) -> None:
         """Stop looking; what was not ended is ended at the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def sweep(self) -> int:
         """End what runs on stopped capsules; give the number of capsules that were seen to."""

@@ -7,7 +7,6 @@ timelines say what is already so. It works from `records.deadline`, so a crash l
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import msgspec
 
@@ -21,6 +20,7 @@ from domain.trust.reviews import Review, ReviewStep
 from domain.values import moment_of
 from ops import telemetry
 from ops.runtime import Runtime
+from ops.tasks import stop
 
 log = telemetry.logger(__name__)
 
@@ -44,10 +44,7 @@ class Sweeper:
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def sweep(self) -> int:
         """Write down what is due now; give the number of aggregates looked at."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 
 from domain.billing.grants import GrantStep, expire_grant
@@ -28,6 +27,7 @@ from ops import telemetry
 from ops.lease import Lease
 from ops.reads import Deadline
 from ops.runtime import Runtime
+from ops.tasks import stop
 
 log = telemetry.logger(__name__)
 
@@ -74,10 +74,7 @@ class Timers:
 
     async def close(self) -> None:
         """Stop looking; what was not done is done at the next start, here or elsewhere."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
         await self._lease.close()
         telemetry.TIMER_LEADER.set(0)
 

@@ -22,6 +22,7 @@ from domain.trust.signers import SignerPolicy
 from ops import telemetry
 from ops.reads import RecordFilter
 from ops.runtime import Runtime
+from ops.tasks import stop
 
 log = telemetry.logger(__name__)
 
@@ -57,10 +58,7 @@ class TrustWatch:
 
     async def close(self) -> None:
         """Stop looking; what was not swept is swept at the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def sweep(self) -> int | None:
         """Hold what is published against the revocations, if there are any that were not looked at; give the lost."""
