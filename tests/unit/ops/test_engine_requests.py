@@ -133,7 +133,9 @@ class TestRequests:
         body = compressor.add(content[:1_000]) + compressor.add(content[1_000:]) + compressor.end()
         assert decoded(body, packed, 10_000) == content
 
-    @pytest.mark.parametrize("body", [gzip.compress(b" " * 20_000), gzip.compress(b" " * 6_000) * 2])
+    @pytest.mark.parametrize(
+        "body", [gzip.compress(b" " * 20_000), gzip.compress(b" " * 6_000) * 2], ids=["at once", "in members"]
+    )
     def test_what_is_too_large_unpacked_is_refused(self, body: bytes) -> None:
         with pytest.raises(Refused) as refused:
             decoded(body, "gzip", 10_000)
