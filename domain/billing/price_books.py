@@ -20,7 +20,6 @@ from domain.billing.rating import Charge
 from domain.canonical import sealed
 from domain.errors import (
     PriceBookInvalidError,
-    PriceBookNotFoundError,
     PriceNotInForceError,
     StartsInPastError,
 )
@@ -232,15 +231,6 @@ def book_name(tenant: str, book: str) -> str:
 def sheet_name(book: str, number: int) -> str:
     """Name a version of a book."""
     return f"{book}.v{number}"
-
-
-def sheet_at(case: Case, book: str, moment: str) -> PriceSheet:
-    """Give the charges of a book in force at a moment.
-
-    Errors: price_book_not_found, price_not_in_force.
-    """
-    found = case.get(PriceBook, book, PriceBookNotFoundError)
-    return case.get(PriceSheet, sheet_name(book, found.in_force(moment).number), PriceBookNotFoundError)
 
 
 def _check_version(case: Case, book: PriceBook | None, command: PublishPrices, starts: str) -> None:

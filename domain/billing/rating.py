@@ -7,7 +7,7 @@ so over time nobody gains or loses by rounding, and every difference can be seen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from math import ceil
 from typing import Literal, NamedTuple
@@ -209,13 +209,3 @@ def _without(number: int, prime: int) -> tuple[int, int]:
 
 
 # --------------------------------------------------------------------------- all of a period
-
-
-def rate_all(
-    charges: Sequence[Charge], quantities: Mapping[str, Fraction], currency: str, share: Fraction = ONE
-) -> list[Rated]:
-    """Charge everything that was used in a period, in the order of the book.
-
-    Units: quantities by the charge's id; a charge without one is rated at zero, which may still be a minimum.
-    """
-    return [rate(charge, quantities.get(charge.id, Fraction(0)), currency, share) for charge in charges]

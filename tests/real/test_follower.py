@@ -230,6 +230,24 @@ def test_a_position_that_somebody_moved_is_not_written_over(settings: Settings, 
     asyncio.run(story())
 
 
+def test_a_wish_for_the_lead_reaches_who_begins_to_lead_after_it(settings: Settings) -> None:
+    async def story() -> None:
+        async with a_log(settings) as (runtime, _):
+            leader, borrower = [await Place.open(runtime.url, "shelf") for _ in range(2)]
+            await borrower.ask_handover()
+            await leader.lead(10)
+            waiting = asyncio.create_task(borrower.lead(30))
+            while not leader.handover:
+                await asyncio.sleep(0.05)
+                await leader.look()
+                assert not waiting.done()
+            await leader.close()
+            await waiting
+            await borrower.close()
+
+    asyncio.run(asyncio.wait_for(story(), 40))
+
+
 def test_a_leader_that_is_asked_lets_go_and_comes_back(settings: Settings) -> None:
     """Whoever swaps tables borrows the lock for that long."""
 
